@@ -889,12 +889,12 @@ class LatentDiffusionPipeline(_LatentPipeline):
 PIPELINES = {"token_vae": TokenVAEPipeline, "latent_diffusion": LatentDiffusionPipeline}
 
 
-def load_pipeline(name, folder=None):
+def load_pipeline(name, folder=CHECKPOINTS):
     """Load a shipped pipeline: `pipe = helpers.load_pipeline("latent_diffusion"); pipe(1000).smiles`.
 
     Args:
         name: a key of PIPELINES.
-        folder: where the checkpoints are; data/checkpoints by default.
+        folder: that holds the checkpoint's folder; what `train` returned for a run of your own.
 
     Returns: a DiffusionPipeline in single precision, in evaluation mode, on the CPU; `.card` is its card (a dict).
     Raises: ValueError for an unknown name or a damaged file, FileNotFoundError for a missing one. Weights are read from
@@ -902,7 +902,7 @@ def load_pipeline(name, folder=None):
     """
     if name not in PIPELINES:
         raise ValueError(f"unknown checkpoint {name!r}; known ones: {', '.join(PIPELINES)}")
-    path = Path(folder or CHECKPOINTS) / name
+    path = Path(folder) / name
     remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
     try:
         card = json.loads((path / "card.json").read_text(encoding="utf-8"))
@@ -1223,7 +1223,7 @@ def evaluate(molecules, name="samples"):
         elif isinstance(molecules, tuple) and len(molecules) == 2 and not isinstance(molecules[0], str):
             mols = to_mols(*molecules)
         else:
-            mols = [Chem.MolFromSmiles(text, sanitize=False) if text else None for text in molecules]
+            mols = [_unsanitised(text) for text in molecules]
         n, valid, fragmented, corrected = len(mols), [], 0, 0
         for mol in mols:
             if mol is None:
@@ -1250,6 +1250,13 @@ def evaluate(molecules, name="samples"):
         distances=_property_distances(valid),
         smiles=valid,
     )
+
+
+def _unsanitised(smiles):
+    if smiles is not None and not isinstance(smiles, str):
+        raise ValueError(f"{smiles!r} among the molecules: expected SMILES strings, or None for an invalid one")
+    mol = Chem.MolFromSmiles(smiles, sanitize=False) if smiles else None
+    return None if mol is None else Chem.RemoveHs(mol, sanitize=False)
 
 
 def properties(smiles):
@@ -1987,12 +1994,16 @@ def _check_split(answer):
 
 
 def train(name, seed=0, steps=None):
-    """Train a checkpoint by its recipe, resuming if it was interrupted; save it and its card to data/checkpoints.
+    """Train a checkpoint by its recipe, resuming if it was interrupted; save and score it.
+
+    The recipe with seed 0 replaces the shipped checkpoint when it is done; any other run is saved under data/training.
 
     Args:
         name: a key of RECIPES.
         seed: of the initial weights and of every step.
-        steps: fewer or more than the recipe's.
+        steps: instead of the recipe's.
+
+    Returns: the folder to give to `load_pipeline(name, folder)`.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
@@ -2003,11 +2014,16 @@ def train(name, seed=0, steps=None):
         torch.manual_seed(seed)
         model, loss, data, monitor, finish = setup(recipe)
     marks = {max(1, round(recipe["steps"] * share)) for share in (0.03, 0.08, 0.16, 0.32, 0.56, 0.8, 1)}
-    ema, history = fit(model, loss, data, recipe, seed, TRAINING / f"{name}.safetensors", monitor, marks)
+    run = f"{name}_{recipe['steps']}_steps_seed_{seed}"
+    shipped = recipe == RECIPES[name] and seed == 0
+    folder = CHECKPOINTS if shipped else TRAINING / run
+    ema, history = fit(model, loss, data, recipe, seed, TRAINING / f"{run}.safetensors", monitor, marks)
     if int(os.environ.get("RANK", 0)) == 0:  # one of several processes writes
-        _write_json(RESULTS / f"{name}_curve.json", [entry for entry in history if len(entry) > 3])
-        save_checkpoint(name, finish(ema.cpu()), recipe, seed, history[-1]["seconds"])
-    return history
+        curve = [entry for entry in history if len(entry) > 3]
+        _write_json((RESULTS if shipped else folder) / f"{name}_curve.json", curve)
+        save_checkpoint(name, finish(ema.cpu()), recipe, seed, history[-1]["seconds"], folder)
+        print(f"saved to {folder / name}")
+    return folder
 
 
 def _token_vae_setup(recipe):
@@ -2048,7 +2064,7 @@ def _latent_diffusion_setup(recipe):
 SAMPLER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 
 
-def save_checkpoint(name, pipe, recipe, seed, seconds):
+def save_checkpoint(name, pipe, recipe, seed, seconds, folder):
     """Save a pipeline in half precision with its card, score it as it will be loaded. Replaces the old one whole."""
     networks = {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
     card = {
@@ -2060,18 +2076,18 @@ def save_checkpoint(name, pipe, recipe, seed, seconds):
         "training_seconds": round(seconds),
         "machine": _machine(),
     }
-    with atomic(CHECKPOINTS / name) as part:
+    with atomic(folder / name) as part:
         pipe.to(torch.float16).save_pretrained(part, safe_serialization=True)
         card["sha256"] = {
             path.relative_to(part).as_posix(): _sha256(path) for path in sorted(part.rglob("*.safetensors"))
         }
         _write_card(part, card)
-    score_checkpoint(name)
+    score_checkpoint(name, folder)
 
 
-def score_checkpoint(name, num_molecules=10_000, seed=0):
-    """Draw molecules from a shipped pipeline at its default settings, score them, and write the metrics to its card."""
-    qm9, pipe = _qm9(), load_pipeline(name)
+def score_checkpoint(name, folder=CHECKPOINTS, num_molecules=10_000, seed=0):
+    """Draw molecules from a checkpoint at its default settings, score them, and write the metrics to its card."""
+    qm9, pipe = _qm9(), load_pipeline(name, folder)
     pipe.set_progress_bar_config(disable=True)
     cpu, wall = time.process_time(), time.perf_counter()
     output = pipe(num_molecules, generator=torch.Generator().manual_seed(seed))
@@ -2084,8 +2100,8 @@ def score_checkpoint(name, num_molecules=10_000, seed=0):
             "exact_reconstruction_test": reconstruction_accuracy(pipe.vae, *test),
             "N_reconstruction": len(qm9.test),
         }
-    with atomic(CHECKPOINTS / name) as part:
-        shutil.copytree(CHECKPOINTS / name, part)
+    with atomic(folder / name) as part:
+        shutil.copytree(folder / name, part)
         _write_card(part, pipe.card | {"metrics": metrics})
     return metrics
 
