@@ -1,0 +1,214 @@
+"""Graph <-> RDKit <-> SMILES, by hand and on all of QM9."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+
+import helpers
+
+C, N, O, NONE = (helpers.ATOM_TYPES.index(name) for name in ("C", "N", "O", "none"))  # noqa: E741
+
+
+def graph(atoms, bonds):
+    """A batch of one graph from atom classes and {(i, j): bond class}."""
+    types = np.full((1, 9), NONE, np.int8)
+    types[0, : len(atoms)] = atoms
+    matrix = np.zeros((1, 9, 9), np.int8)
+    for (i, j), order in bonds.items():
+        matrix[0, i, j] = matrix[0, j, i] = order
+    return types, matrix
+
+
+BENZENE_BONDS = {(0, 1): 2, (1, 2): 1, (2, 3): 2, (3, 4): 1, (4, 5): 2, (0, 5): 1}
+
+
+@pytest.mark.parametrize(
+    "smiles, canonical, atoms, bonds",
+    [
+        ("C=O", "C=O", [C, O], {(0, 1): 2}),
+        ("O=C", "C=O", [C, O], {(0, 1): 2}),
+        ("O1CC1", "C1CO1", [C, C, O], {(0, 1): 1, (1, 2): 1, (0, 2): 1}),
+        ("C[C@H](N)C#N", "CC(N)C#N", [C, C, N, C, N], {(0, 1): 1, (1, 2): 1, (1, 3): 1, (3, 4): 3}),
+        ("C", "C", [C], {}),
+    ],
+)
+def test_graph_by_hand(smiles, canonical, atoms, bonds):
+    expected_atoms, expected_bonds = graph(atoms, bonds)
+    got_atoms, got_bonds, got_smiles = helpers.to_graph(smiles)
+    assert got_smiles == canonical
+    assert (got_atoms.dtype, got_bonds.dtype) == (np.int8, np.int8)
+    np.testing.assert_array_equal(got_atoms, expected_atoms[0])
+    np.testing.assert_array_equal(got_bonds, expected_bonds[0])
+    assert helpers.to_smiles(expected_atoms, expected_bonds) == [canonical]
+
+
+@pytest.mark.parametrize("smiles", ["c1ccccc1", "C1=CC=CC=C1"])
+def test_benzene_is_kekulised_and_stays_aromatic_as_smiles(smiles):
+    atoms, bonds, canonical = helpers.to_graph(smiles)
+    assert sorted(bonds[helpers.PAIRS]) == [0] * 30 + [1] * 3 + [2] * 3
+    assert (bonds.sum(-1)[:6] == 3).all() and (atoms[:6] == C).all()
+    assert canonical == "c1ccccc1"
+    assert helpers.to_smiles(*graph([C] * 6, BENZENE_BONDS)) == ["c1ccccc1"]
+
+
+def test_an_rdkit_molecule_is_taken_and_not_changed():
+    mol = Chem.MolFromSmiles("Oc1ccccc1")
+    atoms, bonds, smiles = helpers.to_graph(mol)
+    assert smiles == "Oc1ccccc1"
+    assert mol.GetAtomWithIdx(1).GetIsAromatic()
+    np.testing.assert_array_equal(bonds, helpers.to_graph("c1ccccc1O")[1])
+
+
+@pytest.mark.parametrize(
+    "molecule, message",
+    [
+        ("C1CC", "'C1CC' is not a valid SMILES"),
+        ("C(C)(C)(C)(C)C", "is not a valid SMILES"),
+        ("", "'' has 0 heavy atoms; this course works with 1 to 9"),
+        ("C" * 10, "has 10 heavy atoms; this course works with 1 to 9"),
+        ("CCl", "'CCl' contains Cl; known elements: C, N, O, F"),
+        (Chem.AddHs(Chem.MolFromSmiles("C")), "contains H"),
+        ("*C", "contains *"),
+        ("C[NH3+]", "carries formal charges"),
+        ("CN(=O)=O", "carries formal charges"),
+        ("C$C", "'C$C'"),  # bonds that the four classes do not know must not become other bonds
+        ("C~C", "'C~C'"),
+        ("N->C", "'N->C'"),
+        ("[CH3]", "'[CH3]'"),  # a radical would come back as methane
+        (None, "None"),
+        (5, "5"),
+    ],
+)
+def test_a_molecule_that_does_not_fit_is_named(molecule, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        helpers.to_graph(molecule)
+
+
+def test_charges_have_their_own_error():
+    with pytest.raises(helpers.ChargedMoleculeError):
+        helpers.to_graph("[NH4+]")
+
+
+def test_lists_of_smiles():
+    atoms, bonds = helpers.to_graphs(["C=O", "c1ccccc1"])
+    assert atoms.shape == (2, 9) and bonds.shape == (2, 9, 9)
+    assert helpers.to_smiles(atoms, bonds) == ["C=O", "c1ccccc1"]
+    atoms, bonds = helpers.to_graphs([])
+    assert atoms.shape == (0, 9) and bonds.shape == (0, 9, 9)
+    assert helpers.to_smiles(atoms, bonds) == []
+    with pytest.raises(ValueError, match="CCl"):
+        helpers.to_graphs(["C", "CCl"])
+
+
+def test_graphs_that_rdkit_refuses_are_none_and_pieces_keep_their_dot():
+    five_valent = graph([C] * 6, {(0, k): 1 for k in range(1, 6)})
+    pieces = graph([C, C, O], {(0, 1): 1})
+    nothing = graph([], {})
+    atoms, bonds = (np.concatenate(parts) for parts in zip(five_valent, pieces, nothing))
+    assert helpers.to_smiles(atoms, bonds) == [None, "CC.O", None]
+
+
+def test_unsanitised_molecules_keep_padding_out():
+    atoms, bonds = graph([C, NONE, O], {(0, 2): 2})
+    (mol,) = helpers.to_mols(atoms, bonds)
+    assert [atom.GetSymbol() for atom in mol.GetAtoms()] == ["C", "O"]
+    assert mol.GetBondBetweenAtoms(0, 1).GetBondTypeAsDouble() == 2
+
+
+def with_entry(place, value, array="bonds"):
+    def change(atoms, bonds):
+        {"atoms": atoms, "bonds": bonds}[array][place] = value
+        return atoms, bonds
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda a, b: (a[0], b), r"expected \(N, 9\) and \(N, 9, 9\)"),
+        (lambda a, b: (a, b[:, :8]), r"expected \(N, 9\) and \(N, 9, 9\)"),
+        (lambda a, b: (np.repeat(a, 2, 0), b), "with the same N"),
+        (lambda a, b: (a, 3), r"expected \(N, 9\) and \(N, 9, 9\)"),
+        (lambda a, b: (a.astype(float), b), "atoms has dtype float64: expected integer classes; use .argmax"),
+        (lambda a, b: (a, torch.from_numpy(b).float()), "bonds has dtype float32"),
+        (with_entry((0, 0), 5, "atoms"), r"atoms holds 2\.\.5: expected 0\.\.4"),
+        (with_entry((0, 0), -1, "atoms"), "atoms holds -1"),
+        (with_entry((0, 0, 1), 4), r"bonds holds 0\.\.4: expected 0\.\.3"),
+        (with_entry((0, 0, 1), 1), "bonds is not symmetric"),
+        (with_entry((0, 1, 1), 1), "entries on its diagonal"),
+        (with_entry((0, [1, 5], [5, 1]), 1), "padded atom .*helpers.mask_bonds"),
+    ],
+)
+def test_wrong_graphs_are_explained(change, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.check_graphs(*change(*graph([C, O], {(0, 1): 2})))
+
+
+def test_checked_graphs_may_be_torch_and_of_any_integer_type():
+    atoms, bonds = graph([C, O], {(0, 1): 2})
+    got = helpers.check_graphs(torch.from_numpy(atoms).long(), bonds.astype(np.int64))
+    assert [x.dtype for x in got] == [np.int8, np.int8]
+    np.testing.assert_array_equal(got[1], bonds)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_mask_bonds_removes_rows_and_columns_of_padding(convert):
+    atoms, _ = graph([C, O], {})
+    full = np.ones((1, 9, 9), np.int8)
+    expected = np.zeros((9, 9), np.int8)
+    expected[:2, :2] = 1
+    masked = helpers.mask_bonds(convert(atoms), convert(full))
+    np.testing.assert_array_equal(masked[0], expected)
+    assert masked.dtype == convert(full).dtype
+    np.testing.assert_array_equal(helpers.mask_bonds(convert(atoms[0]), convert(full[0])), expected)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_matrices_from_pairs(convert):
+    pairs = convert(np.arange(1, 73, dtype=np.int16).reshape(2, 36))
+    matrix = helpers.matrix_from_pairs(pairs)
+    assert tuple(matrix.shape) == (2, 9, 9) and matrix.dtype == pairs.dtype
+    assert (matrix[0, 0, 1], matrix[0, 0, 8], matrix[0, 7, 8], matrix[0, 8, 7]) == (1, 8, 36, 36)
+    matrix = np.asarray(matrix)
+    np.testing.assert_array_equal(matrix, matrix.transpose(0, 2, 1))
+    assert not matrix[:, range(9), range(9)].any()
+    np.testing.assert_array_equal(helpers.pairs_from_matrix(matrix[1]), pairs[1])
+
+
+def test_every_neutral_molecule_of_qm9_comes_back(qm9):
+    assert len(qm9) == 130_251
+    assert helpers.to_smiles(qm9.atoms, qm9.bonds) == qm9.smiles
+
+
+def test_ten_thousand_graphs_to_smiles_in_five_seconds_and_back(qm9):
+    atoms, bonds = qm9.atoms[qm9.test], qm9.bonds[qm9.test]
+    started = time.perf_counter()
+    smiles = helpers.to_smiles(atoms, bonds)
+    assert time.perf_counter() - started <= 5
+    assert helpers.to_smiles(*helpers.to_graphs(smiles)) == smiles
+
+
+@pytest.mark.parametrize(
+    "smiles, corrected",
+    [
+        ("CCO", "CCO"),
+        ("FC(F)(F)(F)F", "FC(F)(F)F"),  # five bonds on carbon: one goes, the larger piece stays
+        ("CC(=C)(C)=C", "CC(C)(C)C"),  # six: both double bonds fall to single ones
+        ("CC.O", "CC"),
+        ("C#F", "CF"),  # a triple bond falls by one order until fluorine is content
+    ],
+)
+def test_valency_correction(smiles, corrected):
+    mol = Chem.MolFromSmiles(smiles, sanitize=False)
+    before = Chem.MolToSmiles(mol)
+    assert helpers.corrected_smiles(mol) == corrected
+    assert Chem.MolToSmiles(mol) == before, "the caller's molecule was changed"
+
+
+def test_valency_correction_of_nothing():
+    assert helpers.corrected_smiles(Chem.Mol()) is None

@@ -1,0 +1,288 @@
+"""Every exercise of the notebooks: its solution passes, its stub is unsolved, wrong answers are told apart."""
+
+import ast
+import re
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+import helpers
+
+NOTEBOOKS = sorted((helpers.ROOT / "notebooks").glob("*.ipynb"))
+NUMBERS = list(helpers._EXERCISES)
+NONE = helpers.NO_ATOM
+
+
+@pytest.fixture(autouse=True)
+def nothing_solved(monkeypatch):
+    monkeypatch.setattr(helpers, "_SOLVED", set())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the notebooks hold
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_exercises(notebook):
+    """{number: (code cells from the box to the solution, the solution's code)}; prose and cells are in their order."""
+    found, number = {}, None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            if number and not found[number][1]:
+                found[number][0].append(cell.source)
+            continue
+        if box := re.search(r"\*\*Exercise (\d\d\.\d+)", cell.source):
+            number = box[1]
+            found[number] = [], []
+        for details in re.findall(r"<details>\s*<summary>Solution</summary>(.*?)</details>", cell.source, re.S):
+            found[number][1].extend(re.findall(r"```python\n(.*?)```", details, re.S))
+    return found
+
+
+@pytest.fixture(scope="module")
+def exercises():
+    """{number: (code cells, solutions, a fresh copy of the names that the notebook's imports give)}"""
+    found = {}
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        code = [line for c in notebook.cells if c.cell_type == "code" for line in ast.parse(plain(c.source)).body]
+        imports = ast.Module([line for line in code if isinstance(line, (ast.Import, ast.ImportFrom))], [])
+        names = {}
+        exec(compile(imports, path.name, "exec"), names)
+        found |= {number: (*parts, names) for number, parts in read_exercises(notebook).items()}
+    return found
+
+
+def plain(source):
+    """A cell's source without its magic lines."""
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n"))
+
+
+def checked_name(cells, number):
+    """The name that is handed to `helpers.checked(number, name)` in one of the cells."""
+    found = re.findall(rf'^(\w+) = helpers\.checked\("{re.escape(number)}", (\w+)\)', "\n".join(cells), re.M)
+    assert len(found) == 1 and found[0][0] == found[0][1], f"exercise {number}: expected one line x = helpers.checked"
+    return found[0][0]
+
+
+def test_notebooks_and_checks_name_the_same_exercises(exercises):
+    assert sorted(exercises) == sorted(NUMBERS)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_folded_solution_passes(exercises, number, capsys):
+    cells, solutions, names = exercises[number]
+    assert len(solutions) == 1, "expected one folded solution"
+    names = dict(names)
+    exec(solutions[0], names)
+    answer = names[checked_name(cells, number)]
+    assert helpers.checked(number, answer) is answer
+    assert capsys.readouterr().out == f"✓ {number} solved.\n"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_stub_is_unsolved_and_the_notebook_goes_on(exercises, number, capsys):
+    cells, _, names = exercises[number]
+    names = dict(names)
+    for cell in cells:
+        exec(plain(cell), names)
+    assert names[checked_name(cells, number)] is helpers._EXERCISES[number][1]
+    said = capsys.readouterr().out
+    assert said.startswith(f"✗ {number}: ") and "The notebook goes on with the reference solution." in said
+    assert "nothing yet" in said or "no answer yet" in said or "return two things" in said
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_reference_passes_its_own_check(number, capsys):
+    _, reference = helpers._EXERCISES[number]
+    assert helpers.checked(number, reference) is reference
+    assert "✓" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrong answers
+# ---------------------------------------------------------------------------------------------------------------------
+
+VALENCE = np.array([4, 3, 2, 1, 0])
+
+
+def drop_duplicates(smiles, test_size, seed):
+    _, first = np.unique(smiles, return_index=True)
+    rows = np.random.default_rng(seed).permutation(first)
+    return rows[test_size:], rows[:test_size]
+
+
+def plain_shuffle(smiles, test_size, seed):
+    rows = np.random.default_rng(seed).permutation(len(smiles))
+    return rows[test_size:], rows[:test_size]
+
+
+def with_replacement(smiles, test_size, seed):
+    rows = np.random.default_rng(seed).integers(0, len(smiles), len(smiles))
+    return rows[test_size:], rows[:test_size]
+
+
+def whole_set_for_training(smiles, test_size, seed):
+    return np.arange(len(smiles)), helpers.split(smiles, test_size, seed)[1]
+
+
+def no_seed(smiles, test_size, seed):
+    return helpers.split(smiles, test_size, np.random.randint(2**31))
+
+
+def mask_in_place(atoms, bonds):
+    real = atoms != NONE
+    bonds *= (real[:, None] & real[None, :]).astype(bonds.dtype)
+    return bonds
+
+
+# number: what a student might write, and what the check must say to it
+WRONG = {
+    "00.1": [
+        (lambda N, valid, unique, novel: N * novel, "share of the distinct valid ones"),
+        (lambda N, valid, unique, novel: N * valid * novel, "duplicates are still counted"),
+        (lambda N, valid, unique, novel: N * valid * unique, "how many of them are new"),
+        (lambda N, valid, unique, novel: valid * unique * novel, "this is a share; the question is how many"),
+        (lambda N, valid, unique, novel: N * (valid + unique + novel) / 3, "expected 180, got 650"),
+        (lambda N, valid, unique, novel: 180, "500 draws, valid 1.0, unique 0.5, novel 0.5: expected 125, got 180"),
+    ],
+    "01.1": [
+        (lambda atoms: np.eye(5)[atoms].T, "rows and columns are swapped"),
+        (lambda atoms: np.eye(5)[atoms][:, :4], "'none' is a class too"),
+        (lambda atoms: np.eye(5)[atoms] * (atoms != NONE)[:, None], "padding rows are all zero"),
+        (lambda atoms: np.eye(5)[atoms[atoms != NONE]], r"formaldehyde: expected shape \(9, 5\), got \(2, 5\)"),
+        (lambda atoms: 2 * np.eye(5)[atoms] - 1, r"expected 0 at \[0, 1\], got -1"),
+        (lambda atoms: np.eye(5)[helpers.to_graph("C=O")[0]], "FC1=NC1: expected"),  # right for one molecule only
+    ],
+    "01.2": [
+        (lambda atoms, bonds: VALENCE[atoms] - (bonds > 0).sum(-1), "a double bond uses up two valences"),
+        (lambda atoms, bonds: bonds.sum(-1), "this is the used valence"),
+        (lambda atoms, bonds: np.array([4, 3, 2, 1, 4])[atoms] - bonds.sum(-1), "give 'none' the valence 0"),
+        (lambda atoms, bonds: bonds.sum(-1) - VALENCE[atoms], "formaldehyde: expected 2 at .*got -2"),
+        (lambda atoms, bonds: (VALENCE[atoms] - bonds.sum(-1)).sum(), r"expected shape \(9,\), got \(\)"),
+        (lambda atoms, bonds: VALENCE[atoms] - bonds.max(-1), "FC1=NC1"),
+    ],
+    "01.3": [
+        (lambda atoms, bonds: bonds, "nothing was removed"),
+        (lambda atoms, bonds: bonds * (atoms != NONE)[:, None], "only rows are masked"),
+        (lambda atoms, bonds: bonds * (atoms != NONE)[None, :], "only columns are masked"),
+        (lambda atoms, bonds: bonds * ((atoms == NONE)[:, None] & (atoms == NONE)[None, :]), "the mask is inverted"),
+        (lambda atoms, bonds: bonds * ((atoms != NONE)[:, None] | (atoms != NONE)[None, :]), "expected 0 at"),
+        (mask_in_place, "caller's matrix was changed; work on a copy"),
+    ],
+    "01.4": [
+        (lambda bonds: bonds[np.triu_indices(9)], "the diagonal is still in"),
+        (lambda bonds: bonds.ravel(), "every bond is still there twice"),
+        (lambda bonds: bonds[np.tril_indices(9, -1)], "below the diagonal"),
+        (lambda bonds: np.array([bonds[i, j] for j in range(9) for i in range(j)]), "by column|below the diagonal"),
+        (lambda bonds: bonds[np.triu_indices(9, 1)][::-1], r"expected 1 at \[0\], got 36"),
+        (lambda bonds: np.triu(bonds, 1), r"expected shape \(36,\), got \(9, 9\)"),
+    ],
+    "01.5": [
+        (lambda atoms, bonds, order: (atoms, bonds), "the atoms did not move"),
+        (lambda atoms, bonds, order: (atoms[order], bonds), "the bond matrix did not move"),
+        (lambda atoms, bonds, order: (atoms[order], bonds[order]), "rows moved but columns did not"),
+        (lambda atoms, bonds, order: (atoms[order], bonds[:, order]), "columns moved but rows did not"),
+        (lambda atoms, bonds, order: helpers.reorder(atoms, bonds, np.argsort(order)), "this is the inverse"),
+        (lambda atoms, bonds, order: (atoms[order], bonds[order, order]), r"expected shape \(9, 9\), got \(9,\)"),
+        (lambda atoms, bonds, order: bonds[order][:, order], "return two things"),
+    ],
+    "01.6": [
+        (plain_shuffle, "molecules are in both parts, e.g. .* it occurs twice"),
+        (drop_duplicates, "120 rows came in, 75 went out: nothing may be lost or doubled"),
+        (with_replacement, "rows are in both parts|nothing may be lost or doubled"),
+        (whole_set_for_training, "20 rows are in both parts"),
+        (lambda smiles, n, seed: helpers.split(smiles, n, 0), "seeds 0 and 1 give the same test part"),
+        (no_seed, "the same seed gives two different splits"),
+        (lambda smiles, n, seed: helpers.split(smiles, n // 2, seed), "test_size was 20, the test part has 10 rows"),
+        (lambda smiles, n, seed: helpers.split(smiles, n, seed)[1], "return two things"),
+    ],
+}
+
+
+def test_every_exercise_has_wrong_answers():
+    assert WRONG.keys() == helpers._EXERCISES.keys() and min(map(len, WRONG.values())) >= 3
+
+
+@pytest.mark.parametrize("number, answer, message", [(number, *case) for number in WRONG for case in WRONG[number]])
+def test_a_wrong_answer_is_told_why(number, answer, message, capsys):
+    assert helpers.checked(number, answer) is helpers._EXERCISES[number][1]
+    said = capsys.readouterr().out
+    assert said.startswith(f"✗ {number}: ")
+    assert re.search(message, said), said
+    assert "your code stopped" not in said
+
+
+def test_answers_may_be_lists_floats_or_tensors(capsys):
+    for number, answer in {
+        "01.1": lambda atoms: [[float(atom == k) for k in range(5)] for atom in atoms],
+        "01.4": lambda bonds: torch.from_numpy(bonds[helpers.PAIRS]),
+    }.items():
+        assert helpers.checked(number, answer) is answer
+    assert capsys.readouterr().out.count("✓") == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mechanism
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer, message", [(None, "no answer yet"), (..., "no answer yet"), (3, "int came")])
+def test_something_else_than_an_answer(answer, message, capsys):
+    assert helpers.checked("01.1", answer) is helpers.one_hot
+    assert message in capsys.readouterr().out
+
+
+def test_a_crash_shows_the_students_own_line(capsys):
+    def crashing(atoms):
+        table = np.eye(4)
+        return table[atoms]  # 'none' is class 4
+
+    helpers.checked("01.1", crashing)
+    said = capsys.readouterr().out
+    line = crashing.__code__.co_firstlineno + 2
+    assert f"your code stopped at line {line}, `return table[atoms]" in said
+    assert "IndexError: index 4 is out of bounds" in said
+
+
+def test_a_crash_inside_a_library_shows_the_line_that_called_it(capsys):
+    def crashing(atoms):
+        return np.linalg.inv("not a matrix")
+
+    helpers.checked("01.1", crashing)
+    assert '`return np.linalg.inv("not a matrix")`, with' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [[["C"] * 5] * 9, "text", [[1], [2, 3]], {1: 2}])
+def test_an_answer_of_no_use_is_not_blamed_on_a_librarys_line(value, capsys):
+    assert helpers.checked("01.1", lambda atoms: value) is helpers.one_hot
+    said = capsys.readouterr().out
+    assert "your code stopped" not in said, "the student's code did not stop; its answer is unusable"
+
+
+def test_a_wrong_signature_is_explained(capsys):
+    helpers.checked("01.1", lambda: None)
+    assert "takes 0 positional arguments but 1 was given" in capsys.readouterr().out
+
+
+def test_an_unknown_number_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown exercise '9.9'; known ones: 00.1, 01.1"):
+        helpers.checked("9.9", None)
+
+
+def test_score_counts_the_solved_ones(capsys):
+    helpers.score("00")
+    helpers.checked("00.1", helpers.new_molecules)
+    helpers.score("00")
+    helpers.checked("00.1", lambda *shares: 0)  # and not any more
+    helpers.score("00")
+    helpers.checked("01.1", helpers.one_hot)
+    helpers.score("01")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "solved." in line and "✓" not in line]
+    total = sum(number.startswith("01.") for number in NUMBERS)
+    assert lines[:3] == ["0 of 1 solved. Still open: 00.1.", "1 of 1 solved.", "0 of 1 solved. Still open: 00.1."]
+    assert lines[3].startswith(f"1 of {total} solved. Still open: 01.2, 01.3")
+    with pytest.raises(ValueError, match="no exercises for notebook '99'; there are some for"):
+        helpers.score("99")

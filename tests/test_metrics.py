@@ -1,0 +1,240 @@
+"""Every definition of the score on cases small enough to check by hand, and the reference it is compared with."""
+
+import json
+
+import fcd
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+
+import helpers
+
+
+@pytest.mark.parametrize(
+    "smiles, valid, fragmented, corrected",
+    [
+        ("CCO", 1, 0, 1),
+        ("c1ccccc1", 1, 0, 1),
+        ("[H]C([H])([H])[H]", 1, 0, 1),
+        ("CC.O", 0, 1, 1),
+        ("C[NH3+]", 0, 0, 1),
+        ("C[N+](=O)[O-]", 0, 0, 1),
+        ("CN(=O)=O", 0, 0, 1),  # RDKit rewrites this nitro group with charges
+        ("[NH4+].[F-]", 0, 0, 1),  # in pieces, but charged: not even fragmented
+        ("FC(F)(F)(F)F", 0, 0, 1),  # five bonds on carbon
+        ("c1ccc1C1", 0, 0, 0),  # a ring left open: no SMILES
+        ("*C", 0, 0, 0),  # a placeholder is not an atom
+        ("garbage", 0, 0, 0),
+        ("", 0, 0, 0),
+        (None, 0, 0, 0),
+    ],
+)
+def test_what_counts_as_valid(smiles, valid, fragmented, corrected):
+    score = helpers.evaluate([smiles])
+    assert (score.valid, score.fragmented, score.corrected) == (valid, fragmented, corrected)
+    assert score.N == 1 and len(score.smiles) == valid
+
+
+def test_shares_are_of_what_the_definition_says(qm9):
+    known = [qm9.smiles[i] for i in qm9.train[100:102]]
+    same = Chem.MolToSmiles(Chem.MolFromSmiles(known[0]), doRandom=True, allHsExplicit=True)
+    new = "FN(F)N(F)F"
+    assert new not in set(qm9.smiles)
+    score = helpers.evaluate([*known, same, new, "CC.O", "C[NH3+]", "FC(F)(F)(F)F", None], "mine")
+    assert (score.name, score.N) == ("mine", 8)
+    assert score.valid == 4 / 8
+    assert score.fragmented == 1 / 8
+    assert score.corrected == 7 / 8
+    assert score.unique == 3 / 4
+    assert score.novel == pytest.approx(1 / 3)
+    assert score.fcd > 0
+    assert sorted(score.smiles) == sorted([known[0], known[0], known[1], new])
+
+
+def test_novel_means_not_in_the_training_split(qm9):
+    training, test = ([qm9.smiles[i] for i in part[:30]] for part in (qm9.train, qm9.test))
+    assert helpers.evaluate(training).novel == 0
+    assert helpers.evaluate(test).novel == 1
+    assert helpers.evaluate(["C[C@H](O)C#N", "CC(O)C#N"]).unique == 0.5, "stereo must not count"
+
+
+def test_nothing_at_all():
+    score = helpers.evaluate([])
+    assert score.N == 0 and score.framing == []
+    values = score.as_dict()
+    assert {values[name] for name in "valid fragmented corrected unique novel fcd".split()} == {None}
+    assert set(values["distances"].values()) == {None}
+    assert score._repr_html_().count("<tr>") == 2
+
+
+def test_nothing_valid():
+    score = helpers.evaluate(["garbage", None, "CC.O"])
+    assert (score.N, score.valid, score.fragmented) == (3, 0, 1 / 3)
+    assert (score.unique, score.novel, score.fcd) == (None, None, None)
+    assert set(score.distances.values()) == {None}
+    assert "–" in str(score)
+
+
+def test_one_molecule_has_no_fcd():
+    score = helpers.evaluate(["CCO", "garbage"])
+    assert (score.valid, score.unique, score.fcd) == (0.5, 1, None)
+    assert score.distances["weight"] > 0
+
+
+@pytest.mark.parametrize(
+    "molecules, message",
+    [
+        ("CCO", r"evaluate\('CCO'\): expected a list of SMILES; wrap a single one in \[ \]"),
+        (["CCO", 3], "3 among the molecules: expected SMILES strings, or None"),
+        ((np.zeros((2, 9)), np.zeros((2, 9, 9))), "integer classes"),
+    ],
+)
+def test_wrong_input_is_explained(molecules, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.evaluate(molecules)
+
+
+@pytest.mark.parametrize("pair", [("CCO", None), (None, "CCO"), (None, None)])
+def test_a_pair_of_smiles_is_not_taken_for_a_pair_of_arrays(pair):
+    assert helpers.evaluate(pair).valid == pair.count("CCO") / 2
+
+
+def test_graphs_output_and_smiles_score_alike(qm9):
+    rows = qm9.test[:40]
+    atoms, bonds = qm9.atoms[rows], qm9.bonds[rows].copy()
+    bonds[0] = bonds[1]  # the atoms of one molecule with the bonds of another
+    bonds[0] = helpers.mask_bonds(atoms[0], bonds[0])
+    smiles = helpers.to_smiles(atoms, bonds)
+    output = helpers.MoleculeOutput(smiles=smiles, atoms=atoms, bonds=bonds, latents=torch.zeros(40, 9, 8))
+    expected = helpers.evaluate(output)
+    assert 0 < expected.valid <= 1
+    assert helpers.evaluate((atoms, bonds)) == expected
+    assert helpers.evaluate((torch.from_numpy(atoms), torch.from_numpy(bonds))) == expected
+    from_smiles = helpers.evaluate(smiles)
+    for name in ("valid", "fragmented", "unique", "novel", "fcd"):
+        assert getattr(from_smiles, name) == pytest.approx(getattr(expected, name)), name
+
+
+def test_properties_by_hand():
+    weight = [46.07, 78.11]  # ethanol, benzene
+    values = helpers.properties(["CCO", "c1ccccc1"])
+    assert values.shape == (2, len(helpers.PROPERTIES)) and helpers.properties([]).shape == (0, 4)
+    np.testing.assert_allclose(values[:, helpers.PROPERTIES.index("weight")], weight, atol=0.01)
+    assert values[:, helpers.PROPERTIES.index("rings")].tolist() == [0, 1]
+    assert (0 < values[:, 0]).all() and (values[:, 0] < 1).all() and values[0, 1] < values[1, 1]
+
+
+def test_property_distance_by_hand(monkeypatch):
+    """W1 of rings: half of ours have one ring, of the reference none, so half a ring has to be moved."""
+    reference = helpers.properties(["CCO", "CO"])
+    monkeypatch.setattr(helpers, "_reference", lambda: {"properties": reference})
+    assert helpers._property_distances(["CCO", "C1CC1"])["rings"] == pytest.approx(0.5)
+    assert helpers._property_distances(["CO", "CCO"]) == pytest.approx(dict.fromkeys(helpers.PROPERTIES, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FCD, reference and framing rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_fcd_is_that_of_the_fcd_package(qm9, monkeypatch):
+    ours, others = ([qm9.smiles[i] for i in part[:150]] for part in (qm9.train, qm9.test))
+    mean, covariance = helpers._fcd_statistics(others)
+    monkeypatch.setattr(helpers, "_reference", lambda: {"mean": mean, "covariance": covariance})
+    assert helpers._fcd(ours) == pytest.approx(fcd.get_fcd(ours, others, device="cpu"), rel=1e-3)
+    assert helpers._fcd(others) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def thousand():
+    return helpers._compute_framing(1000)
+
+
+def test_framing_rows_are_those_in_the_file(thousand):
+    shipped = helpers.framing_rows(1000)
+    assert [row.name for row in shipped] == ["training molecules", "random graphs"]
+    for row, computed in zip(shipped, thousand):
+        expected, got = row.as_dict(), computed.as_dict()
+        assert got.pop("distances") == pytest.approx(expected.pop("distances"), rel=1e-3)
+        assert got.pop("fcd") == pytest.approx(expected.pop("fcd"), rel=1e-2)
+        assert got == expected
+
+
+@pytest.mark.parametrize("n", [1000, 10_000])
+def test_framing_rows_frame(n):
+    assert str(n) in json.loads(helpers.FRAMING.read_text(encoding="utf-8")), "framing.json lacks this N"
+    training, noise = helpers.framing_rows(n)
+    assert training.N == noise.N == n
+    assert training.valid == 1 and training.novel == 0 and training.unique > 0.99
+    assert training.fcd == pytest.approx({1000: 0.40, 10_000: 0.067}[n], abs=0.05 if n == 1000 else 0.01)
+    assert noise.valid < 0.5 and noise.fcd > 5 * training.fcd
+
+
+def test_framing_rows_need_a_number():
+    with pytest.raises(ValueError, match="n=0: expected a whole number of at least 1"):
+        helpers.framing_rows(0)
+
+
+def test_random_graphs_keep_atoms_and_bonds_and_leave_padding_alone(qm9):
+    atoms, bonds = helpers.random_graphs(200, seed=3)
+    helpers.check_graphs(atoms, bonds)
+    counts = {}
+    for i in qm9.train:
+        counts.setdefault((qm9.atoms[i].tobytes(), *np.bincount(qm9.bonds[i].ravel(), minlength=4).tolist()), i)
+    for a, b in zip(atoms, bonds):
+        assert (a.tobytes(), *np.bincount(b.ravel(), minlength=4).tolist()) in counts
+    again, other = helpers.random_graphs(200, seed=3), helpers.random_graphs(200, seed=4)
+    assert (bonds == again[1]).all() and (bonds != other[1]).any()
+
+
+def test_a_score_can_be_saved_and_shown():
+    score = helpers.Evaluation(**helpers.framing_rows(1000)[0].as_dict())
+    values = json.loads(json.dumps(score.as_dict()))
+    assert helpers.Evaluation(**values) == score and "smiles" not in values
+    score.name = "mine <b>"
+    page = score._repr_html_()
+    rows = [row.split("</td>")[0] for row in page.split("<tr><td>")[1:]]
+    assert rows == ["mine &lt;b&gt;", "training molecules", "random graphs"]
+    assert f"{100 * score.valid:.1f}" in page and "1,000" in page
+    assert str(score).startswith("mine <b> (N = 1,000): valid 1.00, fragmented")
+
+
+@pytest.fixture
+def own_reference(tmp_path, monkeypatch):
+    """The path of a copy of data/reference.npz that is read instead of it."""
+    path = tmp_path / "reference.npz"
+    path.write_bytes(helpers.REFERENCE.read_bytes())
+    monkeypatch.setattr(helpers, "REFERENCE", path)
+    helpers._reference.cache_clear()
+    yield path
+    helpers._reference.cache_clear()
+
+
+def of_another_split(path):
+    with np.load(path) as file:
+        np.savez_compressed(path, **dict(file) | {"test": np.array("another")})
+
+
+@pytest.mark.parametrize(
+    "damage, error, message",
+    [
+        (lambda path: path.unlink(), FileNotFoundError, "reference.npz is missing"),
+        (of_another_split, ValueError, "reference.npz belongs to another test split"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), ValueError, "reference.npz is damaged"),
+        (lambda path: path.write_bytes(b"garbage"), ValueError, "reference.npz is damaged"),
+    ],
+    ids=["missing", "another split", "truncated", "garbage"],
+)
+def test_a_reference_that_does_not_fit(own_reference, damage, error, message):
+    damage(own_reference)
+    with pytest.raises(error, match=message + ".*python helpers.py reference"):
+        helpers.evaluate(["CCO", "CO"])
+
+
+def test_the_reference_is_of_the_test_molecules(qm9):
+    reference = helpers._reference()
+    rows = [0, 5000, 9999]
+    expected = helpers.properties([qm9.smiles[qm9.test[i]] for i in rows])
+    np.testing.assert_allclose(reference["properties"][rows], expected, rtol=1e-5)
+    np.testing.assert_array_equal(reference["covariance"], reference["covariance"].T)

@@ -1,0 +1,288 @@
+"""Shipped checkpoints: loading, sampling, and files that are missing, damaged or of another shape."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+
+import helpers
+
+NAMES = list(helpers.PIPELINES)
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    return helpers.load_pipeline("latent_diffusion")
+
+
+@pytest.fixture
+def fresh_diffusion():
+    """One that a test may change."""
+    return helpers.load_pipeline("latent_diffusion")
+
+
+def draw(pipe, n=20, seed=0, **options):
+    return pipe(n, generator=torch.Generator().manual_seed(seed), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The folder of a copied token_vae checkpoint, to damage."""
+    return shutil.copytree(helpers.CHECKPOINTS / "token_vae", tmp_path / "token_vae")
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip_byte(folder):
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def truncate(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def with_config(**values):
+    return lambda folder: edit_json(folder / "vae" / "config.json", lambda config: config.update(values))
+
+
+def only_pickle(folder):
+    (folder / WEIGHTS).unlink()
+    edit_json(folder / "card.json", lambda card: card.update(sha256={}))
+    (folder / WEIGHTS).with_suffix(".bin").write_bytes(pickle.dumps(Trap(folder.parent / "pickle_was_loaded")))
+
+
+class Trap:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "damage, error, message",
+    [
+        (shutil.rmtree, FileNotFoundError, "card.json is missing"),
+        (lambda f: (f / "card.json").unlink(), FileNotFoundError, "card.json is missing"),
+        (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "diffusion_pytorch_model.safetensors is missing"),
+        (flip_byte, ValueError, "token_vae/vae/diffusion_pytorch_model.safetensors is damaged: its SHA-256"),
+        (truncate, ValueError, "token_vae/vae/diffusion_pytorch_model.safetensors is damaged: its SHA-256"),
+        (lambda f: (f / "card.json").write_text('{"name": "tok'), ValueError, "card.json is damaged"),
+        (lambda f: (f / "card.json").write_bytes(b"\xff\xfe\x00"), ValueError, "card.json is damaged"),
+        (lambda f: (f / "card.json").write_text("{}"), ValueError, "card.json is damaged"),
+        (lambda f: (f / "card.json").write_text("[]"), ValueError, "card.json is damaged"),
+        (lambda f: (f / "card.json").write_text('{"sha256": null}'), ValueError, "card.json is damaged"),
+        (lambda f: (f / "model_index.json").unlink(), (ValueError, FileNotFoundError), ""),
+        (lambda f: (f / "model_index.json").write_text("{"), ValueError, ""),
+        (lambda f: (f / "vae/config.json").unlink(), (ValueError, FileNotFoundError), ""),
+        (lambda f: (f / "vae/config.json").write_text("{"), ValueError, ""),
+        (with_config(width=64), ValueError, "does not fit this code"),
+        (with_config(latent_dim=4), ValueError, "does not fit this code"),
+        # too few or too many layers would load, the rest at random
+        (with_config(layers=4), ValueError, "does not fit this code"),
+        (with_config(layers=2), ValueError, "does not fit this code"),
+        (only_pickle, ValueError, "does not fit this code"),
+    ],
+    ids="no-folder no-card no-weights flipped-byte truncated half-a-card binary-card empty-card list-card null-card "
+    "no-index half-an-index no-config half-a-config width latent-dim more-layers fewer-layers only-pickle".split(),
+)
+def test_a_damaged_checkpoint_is_refused_with_a_remedy(copy, damage, error, message):
+    damage(copy)
+    remedy = r".*git checkout -- data/checkpoints/token_vae.* or train it: python helpers.py train token_vae"
+    with pytest.raises(error, match="(?s)" + message + remedy):
+        helpers.load_pipeline("token_vae", copy.parent)
+    assert not (copy.parent / "pickle_was_loaded").exists()
+
+
+def test_the_copied_checkpoint_loads_undamaged(copy):
+    helpers.load_pipeline("token_vae", copy.parent)
+
+
+def test_the_pickle_trap_works(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown checkpoint 'stable_diffusion'; known ones: token_vae, latent_diff"):
+        helpers.load_pipeline("stable_diffusion")
+
+
+def read_card(name):
+    return json.loads((helpers.CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards(name):
+    folder, card = helpers.CHECKPOINTS / name, read_card(name)
+    assert card["name"] == name
+    assert card["recipe"] == json.loads(json.dumps(helpers.RECIPES[name])), "the card is of another recipe"
+    assert card["seed"] == 0
+    assert "130,251 molecules" in card["data"]
+    assert "torch" in card["machine"] and card["training_seconds"] > 60
+    assert card["metrics"]["N"] == 10_000
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")} == set(card["sha256"])
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"# {name}" in page and f"| valid | {card['metrics']['valid']} |" in page
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+
+
+def test_a_saved_checkpoint_loads_and_its_card_holds_its_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "reconstruction_accuracy", lambda *_: 0.5)  # that of 10,000 molecules takes a while
+    real = helpers.score_checkpoint
+    monkeypatch.setattr(helpers, "score_checkpoint", lambda name, folder: real(name, folder, num_molecules=20))
+    pipe = helpers.load_pipeline("token_vae")
+    weights = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
+    helpers.save_checkpoint("token_vae", pipe, {"steps": 7}, 3, 61.4, tmp_path)
+    again = helpers.load_pipeline("token_vae", tmp_path)
+    assert all(torch.equal(tensor, again.vae.state_dict()[name]) for name, tensor in weights.items())
+    card = again.card
+    assert (card["recipe"], card["seed"], card["training_seconds"]) == ({"steps": 7}, 3, 61)
+    assert card["metrics"]["N"] == 20 and card["metrics"]["exact_reconstruction_test"] == 0.5
+    assert "| N | 20 |" in (tmp_path / "token_vae" / "README.md").read_text(encoding="utf-8")
+    # where the networks were loaded from is nobody's business
+    assert "_name_or_path" not in (tmp_path / "token_vae" / "vae" / "config.json").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["token_vae"]
+
+
+def test_checkpoints_are_small():
+    sizes = {
+        name: sum(path.stat().st_size for path in (helpers.CHECKPOINTS / name).rglob("*") if path.is_file())
+        for name in NAMES
+    }
+    assert all(0 < size <= 16e6 for size in sizes.values()), sizes
+    assert sum(sizes.values()) <= 48e6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output(name, capfd):
+    pipe = helpers.load_pipeline(name)
+    assert pipe.card["name"] == name
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in pipe.vae.parameters())
+    assert not pipe.vae.training
+    output = draw(pipe, 5)
+    assert isinstance(output, helpers.MoleculeOutput) and len(output) == len(output.smiles) == 5
+    assert output.atoms.shape == (5, 9) and output.bonds.shape == (5, 9, 9)
+    assert output.atoms.dtype == output.bonds.dtype == np.int8
+    assert output.latents.shape == (5, 9, 8) and output.latents.dtype == torch.float32
+    helpers.check_graphs(output.atoms, output.bonds)
+    assert output.smiles == helpers.to_smiles(output.atoms, output.bonds)
+    assert all(smiles is None or isinstance(smiles, str) for smiles in output.smiles)
+    assert "100%" in capfd.readouterr().err, "no progress bar"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_molecules(name):
+    pipe = helpers.load_pipeline(name)
+    first, again, other = (draw(pipe, 12, seed, batch_size=5) for seed in (0, 0, 1))
+    assert first.smiles == again.smiles and torch.equal(first.latents, again.latents)
+    assert first.smiles != other.smiles
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("argument", ["num_molecules", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "3", None])
+def test_wrong_counts_are_named(name, argument, value):
+    pipe = helpers.load_pipeline(name)
+    with pytest.raises(ValueError, match=f"{argument}={value!r}: expected a whole number of at least 1"):
+        pipe(**{"num_molecules": 1, argument: value})
+
+
+@pytest.mark.parametrize(
+    "steps, message",
+    [
+        (0, "num_inference_steps=0: expected a whole number of at least 1"),
+        (-1, "num_inference_steps=-1"),
+        (True, "num_inference_steps=True"),
+        (2.0, "num_inference_steps=2.0"),
+        (2000, "num_inference_steps=2000: the noise schedule has only 1000 steps"),
+    ],
+)
+def test_wrong_steps_are_named(diffusion, steps, message):
+    with pytest.raises(ValueError, match=message):
+        diffusion(1, num_inference_steps=steps)
+
+
+def test_a_scheduler_for_another_prediction_is_refused(fresh_diffusion):
+    fresh_diffusion.scheduler = DDPMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match="prediction_type is 'epsilon', the network's is 'v_prediction'.*NOISE_SCHEDU"):
+        fresh_diffusion(1)
+
+
+@pytest.mark.parametrize(
+    "scheduler, options, steps",
+    [
+        (DDIMScheduler, dict(clip_sample=False), 50),
+        (DDPMScheduler, dict(clip_sample=False), 100),
+        (EulerDiscreteScheduler, {}, 50),
+    ],
+)
+def test_other_schedulers_give_molecules_too(fresh_diffusion, scheduler, options, steps):
+    fresh_diffusion.scheduler = scheduler(**helpers.NOISE_SCHEDULE, **options)
+    output = draw(fresh_diffusion, 200, num_inference_steps=steps)
+    assert torch.isfinite(output.latents).all()
+    whole = [smiles for smiles in output.smiles if smiles and "." not in smiles]
+    assert len(whole) >= 160 and len(set(whole)) >= 0.9 * len(whole)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+def test_a_scheduler_that_clips_latents_is_refused(fresh_diffusion, scheduler):
+    fresh_diffusion.scheduler = scheduler(**helpers.NOISE_SCHEDULE)  # clip_sample=True is diffusers' default
+    with pytest.raises(ValueError, match="clip_sample=False"):
+        fresh_diffusion(1)
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_the_fewest_and_the_most_steps(diffusion, steps):
+    assert torch.isfinite(draw(diffusion, 2, num_inference_steps=steps).latents).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quality
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_token_vae_reconstructs_the_test_molecules(qm9):
+    vae = helpers.load_pipeline("token_vae").vae
+    assert len(qm9.test) == 10_000
+    assert helpers.reconstruction_accuracy(vae, qm9.atoms[qm9.test], qm9.bonds[qm9.test]) >= 0.995
+
+
+def test_latent_diffusion_is_as_good_as_shipped(diffusion):
+    score = helpers.evaluate(draw(diffusion, 1000))
+    assert score.N == 1000
+    assert score.valid >= 0.93 and score.unique >= 0.95
+
+
+def test_the_card_meets_the_goals():
+    metrics = read_card("latent_diffusion")["metrics"]
+    assert metrics["N"] == 10_000
+    assert metrics["valid"] >= 0.95 and metrics["unique"] >= 0.95
+    assert metrics["fcd"] <= 0.8
+    assert metrics["cpu_ms_per_molecule"] <= 3

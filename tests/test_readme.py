@@ -1,0 +1,27 @@
+"""The README's numbers are those of the cards and of the framing rows."""
+
+import json
+import re
+
+import helpers
+
+
+def _rows():
+    text = (helpers.ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| molecules | valid %") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_results_table_agrees_with_cards_and_framing():
+    rows = {re.split("[,(]", row[0])[0].strip(" `"): row[1:] for row in _rows()}
+    framing = helpers.framing_rows(10_000)
+    expected = {row.name: row.as_dict() for row in framing}
+    for name in helpers.PIPELINES:
+        card = json.loads((helpers.CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
+        expected[name] = card["metrics"]
+        assert rows[name][4] == f"{card['metrics']['cpu_ms_per_molecule']:.1f}"
+        assert rows[name][5] == f"{card['training_seconds'] / 60:.0f}"
+    assert rows.keys() == expected.keys()
+    for name, metrics in expected.items():
+        shares = [f"{100 * metrics[key]:.1f}" for key in ("valid", "unique", "novel")]
+        assert rows[name][:4] == [*shares, f"{metrics['fcd']:.2f}"], name
