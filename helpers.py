@@ -1514,10 +1514,11 @@ def _conformer(molecule):
     if mol.GetNumConformers() and mol.GetConformer().Is3D():
         return mol
     mol = Chem.AddHs(mol)
-    if AllChem.EmbedMolecule(mol, randomSeed=0) != 0:
-        raise ValueError(f"RDKit finds no 3D geometry for {Chem.MolToSmiles(Chem.RemoveHs(mol))}; try another molecule")
-    AllChem.MMFFOptimizeMolecule(mol)
-    return mol
+    for attempt in ({}, {"useRandomCoords": True, "useExpTorsionAnglePrefs": False, "useBasicKnowledge": False}):
+        if AllChem.EmbedMolecule(mol, randomSeed=0, **attempt) == 0:
+            AllChem.MMFFOptimizeMolecule(mol)
+            return mol
+    raise ValueError(f"RDKit finds no 3D geometry for {Chem.MolToSmiles(Chem.RemoveHs(mol))}: too strained")
 
 
 def _flat_picture(mol):
@@ -1593,7 +1594,7 @@ def show_3d(molecules, names=None, caption=None):
 
     Args:
         molecules: one molecule or a list: RDKit molecules with coordinates (`qm9.mol(i)`), or SMILES, for which a quick
-            force-field geometry is made.
+            force-field geometry is made. Too strained ones are left out of a list, with a message.
         names: the menu's texts, one each; SMILES by default.
     """
     import base64
@@ -1607,8 +1608,19 @@ def show_3d(molecules, names=None, caption=None):
         raise ValueError("show_3d got no molecule; pass at least one SMILES or RDKit molecule")
     if names is not None and len(names) != len(molecules):
         raise ValueError(f"{len(names)} names for {len(molecules)} molecules: give one each, or none")
-    mols = [_conformer(molecule) for molecule in molecules]
-    names = names or [Chem.MolToSmiles(Chem.RemoveHs(mol), isomericSmiles=False) for mol in mols]
+    names = names or [Chem.MolToSmiles(Chem.RemoveHs(_as_mol(m)), isomericSmiles=False) for m in molecules]
+    mols, shown = [], []
+    for molecule, name in zip(molecules, names):
+        try:
+            mols.append(_conformer(molecule))
+            shown.append(name)
+        except ValueError as error:
+            if len(molecules) == 1:
+                raise
+            print(f"left out: {error}")
+    if not mols:
+        raise ValueError("none of these molecules has a 3D geometry; pass others")
+    names = shown
     alt = f"3D picture of {names[0]}: {mols[0].GetNumAtoms()} atoms, hydrogens white, C grey, N blue, O red, F green."
     png = base64.b64encode(_flat_picture(mols[0])).decode()
     models = json.dumps([[str(name), Chem.MolToMolBlock(mol)] for name, mol in zip(names, mols)]).replace("</", "<\\/")

