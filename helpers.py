@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -95,6 +96,7 @@ ATOM_ENERGIES = {
 }
 
 _BOND_ORDERS = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+_KNOWN_BONDS = {*_BOND_ORDERS[1:], Chem.BondType.AROMATIC}
 _ATOM_INDEX = {symbol: index for index, symbol in enumerate(ATOM_TYPES[:NO_ATOM])}
 
 
@@ -119,7 +121,11 @@ def atomic(path):
         if part.is_dir() and path.exists():  # a folder cannot replace a folder in one step
             _remove(old)
             os.replace(path, old)
-            os.replace(part, path)
+            try:
+                os.replace(part, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
             _remove(old)
         else:
             os.replace(part, path)
@@ -175,6 +181,8 @@ def to_graph(molecule):
             mol = Chem.MolFromSmiles(molecule)
         if mol is None:
             raise ValueError(f"{molecule!r} is not a valid SMILES (syntax or valence)")
+    if not isinstance(mol, Chem.Mol):
+        raise ValueError(f"{molecule!r}: expected a SMILES string or an RDKit molecule")
     name = molecule if isinstance(molecule, str) else Chem.MolToSmiles(mol)
     elements = [atom.GetSymbol() for atom in mol.GetAtoms()]
     n = len(elements)
@@ -185,6 +193,10 @@ def to_graph(molecule):
         raise ValueError(f"{name!r} contains {', '.join(unknown)}; known elements: {', '.join(_ATOM_INDEX)}")
     if any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
         raise ChargedMoleculeError(f"{name!r} carries formal charges; this course works with neutral atoms")
+    if any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
+        raise ValueError(f"{name!r} has unpaired electrons; this course works with closed-shell molecules")
+    if any(bond.GetBondType() not in _KNOWN_BONDS for bond in mol.GetBonds()):
+        raise ValueError(f"{name!r} has a bond that is not single, double, triple or aromatic")
     smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
     order = json.loads(mol.GetProp("_smilesAtomOutputOrder").replace(",]", "]"))
     if any(bond.GetIsAromatic() for bond in mol.GetBonds()):
@@ -462,10 +474,12 @@ def _read_qm9_cache():
     try:
         with np.load(QM9_CACHE, allow_pickle=False) as file:
             columns = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{QM9_CACHE.name} is damaged: {error}") from None
     if str(columns.pop("checksum", "")) != _checksum(columns):
-        raise ValueError(f"{QM9_CACHE.name} is damaged or of another version: its checksum does not match")
+        raise ValueError(f"{QM9_CACHE.name} is damaged: its checksum does not match")
+    if columns.keys() != {"smiles", "atoms", "pairs", "targets", "index", "row", "dropped"}:
+        raise ValueError(f"{QM9_CACHE.name} is of another version: it holds {', '.join(columns)}")
     return _qm9_from_columns(columns)
 
 
@@ -537,9 +551,7 @@ def to_pyg(qm9, i):
     z = torch.tensor([atom.GetAtomicNum() for atom in mol.GetAtoms()])
     types = F.one_hot((z[:, None] == torch.tensor([1, 6, 7, 8, 9])).long().argmax(1), 5)
     hydrogens = ((orders > 0) & (z == 1)).sum(1)
-    flat = Chem.Mol(mol)
-    for atom in flat.GetAtoms():
-        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    Chem.AssignAtomChiralTagsFromStructure(mol)  # as RDKit does when PyG reads 3D coordinates
     return Data(
         x=torch.cat([types, z[:, None], torch.zeros(n, 4, dtype=torch.long), hydrogens[:, None]], 1).float(),
         z=z,
@@ -547,7 +559,7 @@ def to_pyg(qm9, i):
         edge_index=edge_index,
         edge_attr=F.one_hot(orders[edge_index[0], edge_index[1]] - 1, 4).float(),
         y=torch.from_numpy(qm9.targets[i : i + 1]),
-        smiles=Chem.MolToSmiles(flat, isomericSmiles=False),
+        smiles=Chem.MolToSmiles(mol),
         name=mol.GetProp("_Name"),
         idx=int(qm9.index[i]) - 1,
     )
@@ -842,7 +854,7 @@ class TokenVAEPipeline(_LatentPipeline):
 class LatentDiffusionPipeline(_LatentPipeline):
     """Molecules by diffusion in the latent space of a TokenVAE (Rombach et al., arXiv:2112.10752).
 
-    Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE)`.
+    Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
     """
 
     def __init__(self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler):
@@ -871,6 +883,8 @@ class LatentDiffusionPipeline(_LatentPipeline):
                 f"the scheduler's prediction_type is {self.scheduler.config.prediction_type!r}, the network's is "
                 "'v_prediction'; make the scheduler with **helpers.NOISE_SCHEDULE"
             )
+        if self.scheduler.config.get("clip_sample"):
+            raise ValueError("the scheduler clips latents to [-1, 1], which ruins them; make it with clip_sample=False")
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in accepted else {}
 
@@ -902,6 +916,8 @@ def load_pipeline(name, folder=CHECKPOINTS):
     """
     if name not in PIPELINES:
         raise ValueError(f"unknown checkpoint {name!r}; known ones: {', '.join(PIPELINES)}")
+    from safetensors import safe_open
+
     path = Path(folder) / name
     remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
     try:
@@ -911,14 +927,20 @@ def load_pipeline(name, folder=CHECKPOINTS):
                 raise ValueError(f"{name}/{file} is damaged: its SHA-256 is not the one in card.json; {remedy}")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"checkpoint {name}: {Path(error.filename).name} is missing; {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {name}: card.json is damaged ({error}); {remedy}") from None
     try:
         pipe = PIPELINES[name].from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"checkpoint {name} does not fit this code ({str(error).splitlines()[0]}); {remedy}") from None
-    for module in pipe.components.values():
+    for key, module in pipe.components.items():
         if isinstance(module, nn.Module):
+            with safe_open(path / key / "diffusion_pytorch_model.safetensors", "pt") as file:
+                unlike = sorted(set(file.keys()) ^ module.state_dict().keys())  # diffusers only warns of these
+            if unlike:
+                raise ValueError(
+                    f"checkpoint {name} does not fit this code (unlike in {key}: {unlike[0]}, …); {remedy}"
+                )
             module.eval().requires_grad_(False)
     pipe.card = card
     return pipe
@@ -990,17 +1012,17 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
     ema = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     plain = accelerator.unwrap_model(model)
-    progress = {"step": 0, "seconds": 0.0, "history": []}
+    progress = {"step": 0, "seconds": 0.0, "running": None, "history": []}
     if state is not None and Path(state).exists():
         progress = _load_state(state, plain, ema, optimizer, recipe, seed)
     data = [column.to(accelerator.device) for column in data]
-    running, saved = None, time.monotonic()
+    saved = time.monotonic()
     bar = tqdm(total=steps, initial=progress["step"], disable=not accelerator.is_main_process, unit="step")
     with bar, torch.random.fork_rng():
         while progress["step"] < steps:
             started, step = time.perf_counter(), progress["step"]
             torch.manual_seed((seed * 1_000_003 + step) * 64 + accelerator.process_index)
-            rate = recipe["learning_rate"] * min(1, (step + 1) / recipe["warmup"])
+            rate = recipe["learning_rate"] * min(1, (step + 1) / max(1, recipe["warmup"]))
             rate *= 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -1018,10 +1040,12 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
             optimizer.step()
             optimizer.zero_grad()
             decay = min(recipe["ema_decay"], (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(ema.parameters()), list(plain.parameters()), 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.parameters()), list(plain.parameters()), 1 - decay)
             progress["step"] += 1
             progress["seconds"] += time.perf_counter() - started
-            running = number if running is None else 0.98 * running + 0.02 * number
+            running = number if progress.get("running") is None else 0.98 * progress["running"] + 0.02 * number
+            progress["running"] = running
             bar.update()
             if progress["step"] % 20 == 0 or progress["step"] == steps:
                 bar.set_postfix_str(f"loss {running:.4f}, lr {rate:.1e}", refresh=False)
@@ -1220,7 +1244,7 @@ def evaluate(molecules, name="samples"):
     with rdBase.BlockLogs():
         if isinstance(molecules, MoleculeOutput):
             mols = to_mols(molecules.atoms, molecules.bonds)
-        elif isinstance(molecules, tuple) and len(molecules) == 2 and not isinstance(molecules[0], str):
+        elif isinstance(molecules, tuple) and len(molecules) == 2 and hasattr(molecules[0], "shape"):
             mols = to_mols(*molecules)
         else:
             mols = [_unsanitised(text) for text in molecules]
@@ -1256,7 +1280,9 @@ def _unsanitised(smiles):
     if smiles is not None and not isinstance(smiles, str):
         raise ValueError(f"{smiles!r} among the molecules: expected SMILES strings, or None for an invalid one")
     mol = Chem.MolFromSmiles(smiles, sanitize=False) if smiles else None
-    return None if mol is None else Chem.RemoveHs(mol, sanitize=False)
+    if mol is None or any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):  # 0: a placeholder, written *
+        return None
+    return Chem.RemoveHs(mol, sanitize=False)
 
 
 def properties(smiles):
@@ -1296,12 +1322,19 @@ def _fcd(smiles):
 
 @functools.lru_cache(maxsize=1)
 def _reference():
+    import zipfile
+    import zlib
+
     try:
         with np.load(REFERENCE, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise FileNotFoundError(
             f"data/{REFERENCE.name} is missing; make it with: python helpers.py reference"
+        ) from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"data/{REFERENCE.name} is damaged ({error}); make it with: python helpers.py reference"
         ) from None
     if str(content["test"]) != _test_fingerprint():
         raise ValueError(
@@ -1355,12 +1388,14 @@ def _compute_framing(n):
 
 def results_table(evaluations):
     """Several evaluations as one HTML table, shares in per cent. Pass what `evaluate` returned."""
+    import html
+
     head = ["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]
     head += [f"W({name})" for name in PROPERTIES]
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for row in evaluations:
         shares = (row.valid, row.fragmented, row.corrected, row.unique, row.novel)
-        cells = [row.name, f"{row.N:,}", *("–" if s is None else f"{100 * s:.1f}" for s in shares)]
+        cells = [html.escape(row.name), f"{row.N:,}", *("–" if s is None else f"{100 * s:.1f}" for s in shares)]
         cells += [_number(value) for value in (row.fcd, *row.distances.values())]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "<table>" + "".join(lines) + "</table>"
@@ -1430,6 +1465,9 @@ def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
     """
     from rdkit.Chem import Draw
 
+    if isinstance(molecules, str):
+        raise ValueError(f"show_grid({molecules!r}): expected a list of molecules; wrap a single one in [ ]")
+    _check_count("columns", columns)
     mols = [_as_mol(molecule) for molecule in molecules]
     if not 1 <= len(mols) <= 60:
         raise ValueError(f"{len(mols)} molecules: a grid shows 1 to 60; pass a slice such as molecules[:24]")
@@ -1478,7 +1516,7 @@ def show_graph(atoms, bonds, caption=None):
         axes.set(yticks=range(MAX_ATOMS), yticklabels=[f"{i} {label}" for i, label in enumerate(labels)])
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in BOND_COLOURS]
     right.legend(handles, BOND_TYPES, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, title="bond")
-    smiles = to_smiles(atoms[None], bonds[None])[0]
+    smiles = to_smiles(atoms[None], bonds[None])[0] or "a molecule that RDKit refuses"
     show_figure(fig, f"Graph of {smiles}: its structure, its one-hot atom matrix and its 9 by 9 bond matrix.", caption)
 
 
@@ -1496,10 +1534,11 @@ def show_properties(evaluation):
         axes.hist(test[:, k], bins, density=True, color="#C8C8C8", label="test molecules")
         axes.hist(ours[:, k], bins, density=True, histtype="step", color=COLOURS["blue"], lw=1.6, label=evaluation.name)
         axes.set(xlabel=f"{name} (Da)" if name == "weight" else name, yticks=[])
+        axes.locator_params("x", integer=name == "rings", nbins=5)
         axes.set_title(f"W = {_number(evaluation.distances[name])}", fontsize=10)
     panels[0].set_ylabel("density")
     fig.legend(
-        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.16), frameon=False
+        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.22), frameon=False
     )
     distances = ", ".join(f"{name} {_number(value)}" for name, value in evaluation.distances.items())
     text = f"{evaluation.name} against the test molecules, Wasserstein distances: {distances}."
@@ -1696,7 +1735,7 @@ def show_loss(history, title="training loss"):
 
 
 def training_curve(name):
-    """Quality against training time, from data/results/NAME_curve.json, as a matplotlib figure."""
+    """Validity and FCD against training time, from data/results/NAME_curve.json, as a matplotlib figure."""
     from matplotlib import pyplot as plt
 
     entries = json.loads((RESULTS / f"{name}_curve.json").read_text(encoding="utf-8"))
@@ -1802,10 +1841,10 @@ def _own_line(error):
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     said = f"{type(error).__name__}: {error}"
-    if not frames:
-        return f"your answer could not be used ({said})"
     own = [frame for frame in frames if "site-packages" not in frame.filename and "lib/python" not in frame.filename]
-    frame = (own or frames)[-1]
+    if not own:
+        return f"your answer could not be used ({said})"
+    frame = own[-1]
     return f"your code stopped at line {frame.lineno}, `{frame.line}`, with {said}"
 
 
@@ -1932,11 +1971,7 @@ def _check_pairs(answer):
         (matrix.ravel(), "81 numbers: every bond is still there twice"),
         (
             matrix[np.tril_indices(MAX_ATOMS, -1)],
-            "these are the entries below the diagonal; their order is another one",
-        ),
-        (
-            matrix.T[np.tril_indices(MAX_ATOMS, -1)[::-1]],
-            "the order is by column; go row by row, as numpy.triu_indices does",
+            "these are the entries below the diagonal, or those above it by column; go row by row, with i < j",
         ),
     ]
     _expect(answer(matrix.copy()), np.arange(1, 37), "the matrix whose pairs are 1, 2, … 36", hints)
@@ -2101,6 +2136,10 @@ def save_checkpoint(name, pipe, recipe, seed, seconds, folder):
     }
     with atomic(folder / name) as part:
         pipe.to(torch.float16).save_pretrained(part, safe_serialization=True)
+        for path in part.glob("*/config.json"):  # where a part was loaded from is a path of this machine
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config.pop("_name_or_path", None)
+            _write_json(path, config)
         card["sha256"] = {
             path.relative_to(part).as_posix(): _sha256(path) for path in sorted(part.rglob("*.safetensors"))
         }
@@ -2183,7 +2222,11 @@ def run_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     started = time.perf_counter()
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": path.parent}},
     ).execute()
     seconds = time.perf_counter() - started
     notebook.metadata.pop("widgets", None)
@@ -2199,13 +2242,16 @@ def run_notebook(path):
 
 def _static_output(output):
     """The part of a cell's output that a page without a kernel can show; None if there is none."""
-    if output.output_type == "stream" and output.name == "stderr" and "it/s" in output.text:
-        return None  # a progress bar
+    if output.output_type == "stream" and output.name == "stderr":
+        bar = re.compile(r"\|\s*[\d.]+/[\d.]+ \[")  # as in 100%|███| 25/25 [00:03<00:00, 8.2it/s]
+        output.text = "".join(line for line in output.text.splitlines(True) if line.strip() and not bar.search(line))
+        return output if output.text else None
     data = output.get("data")
     if data is None:
         return output
     if "application/vnd.jupyter.widget-view+json" in data:
         return None
+    data.pop("application/javascript", None)
     if "<script" in "".join(data.get("text/html", "")):
         del data["text/html"]
     return output if data else None
