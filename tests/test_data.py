@@ -173,10 +173,13 @@ helpers.QM9_CACHE = Path(sys.argv[1])
 started = time.process_time()
 helpers.load_qm9()
 seconds = time.process_time() - started
-try:
+if sys.platform == "linux":  # getrusage would also count this process's parent, whose memory it was forked from
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+elif sys.platform == "darwin":
     import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-except ImportError:  # Windows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+else:
     import psutil
     peak = psutil.Process().memory_info().peak_wset
 print(json.dumps([seconds, peak]))
