@@ -191,21 +191,23 @@ def to_graph(molecule):
     unknown = sorted(set(elements) - set(_ATOM_INDEX))
     if unknown:
         raise ValueError(f"{name!r} contains {', '.join(unknown)}; known elements: {', '.join(_ATOM_INDEX)}")
-    if any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
-        raise ChargedMoleculeError(f"{name!r} carries formal charges; this course works with neutral atoms")
-    if any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
-        raise ValueError(f"{name!r} has unpaired electrons; this course works with closed-shell molecules")
-    if any(bond.GetBondType() not in _KNOWN_BONDS for bond in mol.GetBonds()):
-        raise ValueError(f"{name!r} has a bond that is not single, double, triple or aromatic")
     smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
+    if set(smiles) & set("[$~<>"):  # only then can there be a charge, a radical or another kind of bond
+        atoms, bonds = list(mol.GetAtoms()), list(mol.GetBonds())
+        if any(atom.GetFormalCharge() for atom in atoms):
+            raise ChargedMoleculeError(f"{name!r} carries formal charges; this course works with neutral atoms")
+        if any(atom.GetNumRadicalElectrons() for atom in atoms):
+            raise ValueError(f"{name!r} has unpaired electrons; this course works with closed-shell molecules")
+        if any(bond.GetBondType() not in _KNOWN_BONDS for bond in bonds):
+            raise ValueError(f"{name!r} has a bond that is not single, double, triple or aromatic")
     order = json.loads(mol.GetProp("_smilesAtomOutputOrder").replace(",]", "]"))
-    if any(bond.GetIsAromatic() for bond in mol.GetBonds()):
+    if not smiles.isupper():  # aromatic atoms are written in lower case
         mol = Chem.Mol(mol)
         Chem.Kekulize(mol, clearAromaticFlags=True)
     atoms = np.full(MAX_ATOMS, NO_ATOM, np.int8)
     bonds = np.zeros((MAX_ATOMS, MAX_ATOMS), np.int8)
     atoms[:n] = [_ATOM_INDEX[elements[i]] for i in order]
-    bonds[:n, :n] = Chem.GetAdjacencyMatrix(mol, useBO=True)[np.ix_(order, order)]
+    bonds[:n, :n] = Chem.GetAdjacencyMatrix(mol, useBO=True)[order][:, order]
     return atoms, bonds, smiles
 
 
