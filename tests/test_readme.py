@@ -25,3 +25,9 @@ def test_results_table_agrees_with_cards_and_framing():
     for name, metrics in expected.items():
         shares = [f"{100 * metrics[key]:.1f}" for key in ("valid", "unique", "novel")]
         assert rows[name][:4] == [*shares, f"{metrics['fcd']:.2f}"], name
+
+
+def test_reconstruction_in_the_readme_is_the_card_s():
+    card = json.loads((helpers.CHECKPOINTS / "token_vae" / "card.json").read_text(encoding="utf-8"))
+    share = f"{card['metrics']['exact_reconstruction_test']:.2%}".replace("%", " %")
+    assert share in (helpers.ROOT / "README.md").read_text(encoding="utf-8")
