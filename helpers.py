@@ -213,10 +213,12 @@ def to_graph(molecule):
 
 def to_graphs(smiles):
     """Turn SMILES into graphs: `to_graph` over a list. Returns atoms int8 (N, 9) and bonds int8 (N, 9, 9)."""
-    graphs = [to_graph(one) for one in smiles]
-    if not graphs:
-        return np.empty((0, MAX_ATOMS), np.int8), np.empty((0, MAX_ATOMS, MAX_ATOMS), np.int8)
-    return np.stack([g[0] for g in graphs]), np.stack([g[1] for g in graphs])
+    return _stack([to_graph(one) for one in smiles])
+
+
+def _stack(graphs):
+    atoms, bonds = (np.array([graph[k] for graph in graphs], np.int8) for k in (0, 1))
+    return atoms.reshape(-1, MAX_ATOMS), bonds.reshape(-1, MAX_ATOMS, MAX_ATOMS)  # the shapes of an empty list too
 
 
 def check_graphs(atoms, bonds):
@@ -488,9 +490,8 @@ def _read_qm9_cache():
 def _qm9_from_columns(columns):
     smiles = columns["smiles"].tobytes().decode().split("\n")
     bonds = matrix_from_pairs(columns["pairs"])
-    targets = np.ascontiguousarray(columns["targets"].view(np.float32))
-    rest = {name: columns[name] for name in ("atoms", "index", "row")}
-    return QM9(smiles=smiles, bonds=bonds, targets=targets, dropped=int(columns["dropped"]), **rest)
+    rest = {name: columns[name] for name in ("atoms", "targets", "index", "row")}
+    return QM9(smiles=smiles, bonds=bonds, dropped=int(columns["dropped"]), **rest)
 
 
 def _build_qm9():
@@ -520,7 +521,7 @@ def _build_qm9():
     free_atoms = counts @ np.array([ATOM_ENERGIES[symbol] for symbol in "HCNOF"])
     atomisation = (values[:, 7:11] - free_atoms) * HARTREE_TO_KCALMOL
     units = [
-        HARTREE_TO_EV if i in (2, 3, 4, 6, 7, 8, 9, 10) else KCALMOL_TO_EV if 12 <= i < 16 else 1 for i in range(19)
+        1 if unit != "eV" else KCALMOL_TO_EV if name.endswith("_atom") else HARTREE_TO_EV for name, unit, _ in TARGETS
     ]
     targets = np.concatenate([values[:, :12], atomisation, values[:, 12:]], axis=1).astype(np.float32)
     targets *= np.array(units, np.float32)  # in single precision, as PyG does it
@@ -629,9 +630,7 @@ def load_smiles(path):
             rejected.append((number, line, f"a quoting error ({error}): {line!r}"))
         except ValueError as error:
             rejected.append((number, line, str(error)))
-    atoms, bonds = (np.array([g[k] for g in graphs], np.int8) for k in (0, 1))
-    shapes = (-1, MAX_ATOMS), (-1, MAX_ATOMS, MAX_ATOMS)
-    return SmilesFile([g[2] for g in graphs], atoms.reshape(shapes[0]), bonds.reshape(shapes[1]), rejected)
+    return SmilesFile([graph[2] for graph in graphs], *_stack(graphs), rejected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
