@@ -34,14 +34,16 @@ from torch import nn
 from torch.nn import functional as F
 
 __all__ = """
-ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS TARGETS NOISE_SCHEDULE PIPELINES RECIPES PROPERTIES COLOURS
-to_graph to_graphs check_graphs mask_bonds matrix_from_pairs pairs_from_matrix to_mols to_smiles
-corrected_smiles ChargedMoleculeError QM9 load_qm9 to_pyg SmilesFile load_smiles
-one_hot_graphs TokenVAE LatentDenoiser timestep_embedding
-MoleculeOutput TokenVAEPipeline LatentDiffusionPipeline load_pipeline TrainingError fit vae_loss diffusion_loss
-encode_graphs reconstruction_accuracy train random_graphs Evaluation evaluate framing_rows properties results_table
-show_image show_figure show_grid show_graph show_properties show_3d show_loss course_map training_curve check_setup
-checked score new_molecules one_hot count_hydrogens reorder split
+ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS TARGETS NOISE_SCHEDULE GRAPH_NOISE_SCHEDULE RESULTS CHECKPOINTS
+PIPELINES RECIPES PROPERTIES COLOURS to_graph to_graphs check_graphs mask_bonds matrix_from_pairs pairs_from_matrix
+to_mols to_smiles corrected_smiles ChargedMoleculeError QM9 load_qm9 to_pyg SmilesFile load_smiles reparameterise
+kl_divergence slerp alpha_bars q_sample posterior_mean one_hot_graphs graph_vector split_vector vector_graph
+expected_graph PairHead ResidualBlock TokenVAE GraphDenoiser LatentDenoiser timestep_embedding MoleculeOutput
+TokenVAEPipeline GraphDDPMPipeline LatentDiffusionPipeline load_pipeline TrainingError fit vae_loss diffusion_loss
+graph_diffusion_loss encode_graphs reconstruction_accuracy train random_graphs Evaluation evaluate framing_rows
+properties results_table show_image show_figure show_grid show_graph show_filmstrip show_map show_properties show_3d
+show_loss course_map training_curve check_setup checked score new_molecules one_hot count_hydrogens reorder split
+align apply_thresholds strict_shares symmetric_noise x_0_from_eps cosine_betas
 """.split()
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -671,6 +673,22 @@ def _transformer(width, layers, heads=4):
     return nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
 
+def reparameterise(mean, logvar, eps):
+    """z = μ + σ·ε, a draw from N(μ, σ²) through which gradients pass; logvar = log σ². All of one shape."""
+    return mean + (0.5 * logvar).exp() * eps
+
+
+def kl_divergence(mean, logvar):
+    """KL(N(μ, σ²) ‖ N(0, I)) in nats (appendix B of arXiv:1312.6114). Shapes: two (..., d) -> (...)."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(-1)
+
+
+def slerp(a, b, share):
+    """Spherical interpolation between vectors: a at share 0, b at share 1. Shapes: two (d,) and a number -> (d,)."""
+    theta = torch.arccos((a @ b) / (a.norm() * b.norm()))
+    return (torch.sin((1 - share) * theta) * a + torch.sin(share * theta) * b) / torch.sin(theta)
+
+
 class TokenVAE(ModelMixin, ConfigMixin):
     """A variational autoencoder on graphs with one latent token an atom (Kingma & Welling, arXiv:1312.6114).
 
@@ -713,14 +731,13 @@ class TokenVAE(ModelMixin, ConfigMixin):
         loss = -log p(atoms | z) - Σ_{i<j} log p(bond_ij | z) + kl_weight · KL(q(z | graph) ‖ N(0, I))
         """
         mean, logvar = self.encode(atoms, bonds)
-        atom_logits, bond_logits = self.decode(mean + torch.randn_like(mean) * (0.5 * logvar).exp())
+        atom_logits, bond_logits = self.decode(reparameterise(mean, logvar, torch.randn_like(mean)))
         pairs = bonds[:, PAIRS[0], PAIRS[1]]
         reconstruction = sum(
             F.cross_entropy(logits.flatten(0, 1).float(), classes.flatten().long(), reduction="sum")
             for logits, classes in ((atom_logits, atoms), (bond_logits, pairs))
         )
-        mean, logvar = mean.float(), logvar.float()
-        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum()  # appendix B of arXiv:1312.6114
+        kl = kl_divergence(mean.float(), logvar.float()).sum()
         return (reconstruction + kl_weight * kl) / len(atoms)
 
     forward = loss  # so that training through DistributedDataParallel works
@@ -780,9 +797,132 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         return self.out(self.norm(x)).view_as(z_t)
 
 
+_ATOM_ENTRIES = MAX_ATOMS * len(ATOM_TYPES)  # the first 45 of a graph vector's 189 numbers
+GRAPH_SIZE = _ATOM_ENTRIES + len(PAIRS[0]) * len(BOND_TYPES)
+
+
+def graph_vector(atoms, bonds):
+    """Graphs as the x_0 of diffusion: the one-hots of 9 atoms and 36 pairs, scaled to -1 and 1, in one vector.
+
+    Only the pairs i < j stand in it, so a noisy graph is symmetric whatever noise is added.
+    Shapes: atoms int (N, 9), bonds int (N, 9, 9) -> float tensor (N, 189 = 9·5 + 36·4).
+    Raises: ValueError where `check_graphs` finds a wrong shape, dtype, class or an asymmetric bond.
+    """
+    atoms, bonds = map(torch.from_numpy, check_graphs(atoms, bonds))
+    pairs = F.one_hot(bonds[:, PAIRS[0], PAIRS[1]].long(), len(BOND_TYPES))
+    return 2 * torch.cat([F.one_hot(atoms.long(), len(ATOM_TYPES)).flatten(1), pairs.flatten(1)], 1).float() - 1
+
+
+def split_vector(x):
+    """The two parts of a graph vector: (..., 189) -> atoms (..., 9, 5), pairs (..., 36, 4); views, not copies."""
+    if x.shape[-1] != GRAPH_SIZE:
+        raise ValueError(f"a graph vector of shape {tuple(x.shape)}: expected (..., {GRAPH_SIZE}), see graph_vector")
+    atoms, pairs = x[..., :_ATOM_ENTRIES], x[..., _ATOM_ENTRIES:]
+    return atoms.unflatten(-1, (MAX_ATOMS, -1)), pairs.unflatten(-1, (-1, len(BOND_TYPES)))
+
+
+def vector_graph(x):
+    """The graphs nearest to graph vectors, bonds to padding removed: (N, 189) -> int8 arrays (N, 9), (N, 9, 9)."""
+    atoms, pairs = (part.argmax(-1).to(torch.int8).cpu().numpy() for part in split_vector(x))
+    return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))
+
+
+def expected_graph(logits):
+    """E[x_0] under a denoiser's class probabilities: logits (B, 189) -> graph vectors (B, 189) between -1 and 1."""
+    return torch.cat([2 * part.float().softmax(-1).flatten(-2) - 1 for part in split_vector(logits)], -1)
+
+
+class GraphDenoiser(ModelMixin, ConfigMixin):
+    """The network of graph diffusion: from a noisy graph to class logits of the clean one.
+
+    A residual MLP over the 9 atom rows and 36 pairs at once; atom order is canonical, so a weight can belong to a
+    place. It also reads its own last guess of x_0 (self-conditioning, Chen et al., arXiv:2208.04202).
+
+    Args: width, hidden, depth, time_dim: sizes of the residual MLP.
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 512, hidden: int = 1024, depth: int = 5, time_dim: int = 128):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim), nn.SiLU())
+        self.embed = nn.Linear(2 * GRAPH_SIZE, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width, hidden, time_dim) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, GRAPH_SIZE)
+
+    def forward(self, x_t, t, x_0=None):
+        """Logits of the clean graph.
+
+        Shapes: x_t (B, 189), t (B,) or (), x_0 (B, 189): the last guess, or None before the first -> (B, 189).
+        """
+        split_vector(x_t)  # refuses other shapes
+        time = self.time(timestep_embedding(t.reshape(-1), self.config.time_dim).to(self.dtype))
+        x = self.embed(torch.cat([x_t, torch.zeros_like(x_t) if x_0 is None else x_0], -1))
+        for block in self.blocks:
+            x = block(x, time)
+        return self.out(self.norm(x))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Pipelines
+# Schedules and pipelines
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def alpha_bars(betas):
+    """ᾱ_t = Π_{s≤t} (1 - β_s), how much of x_0's variance is left after step t (eq. 4 of arXiv:2006.11239).
+
+    Shapes: (T,) -> (T,). Raises: ValueError unless every β is between 0 and 1.
+    """
+    betas = torch.as_tensor(betas)
+    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(
+            f"betas of shape {tuple(betas.shape)} from {betas.min():.3g} to {betas.max():.3g}: expected (T,), all "
+            "between 0 and 1"
+        )
+    return (1 - betas).cumprod(0)
+
+
+def q_sample(x_0, t, eps, alpha_bar):
+    """x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·ε, a draw from q(x_t | x_0) in one step (eq. 4 of arXiv:2006.11239).
+
+    Args:
+        x_0, eps: float tensors (B, ...) of one shape.
+        t: whole numbers (B,) or (), 0 to T - 1.
+        alpha_bar: (T,), falling from near 1.
+
+    Raises: ValueError for other shapes, dtypes, a t out of range or a schedule that does not fall.
+    """
+    t, alpha_bar = torch.as_tensor(t), torch.as_tensor(alpha_bar)
+    if x_0.shape != eps.shape or not x_0.is_floating_point():
+        raise ValueError(
+            f"x_0 {tuple(x_0.shape)} {x_0.dtype} and eps {tuple(eps.shape)}: expected float tensors of one shape"
+        )
+    if t.is_floating_point() or t.dtype == torch.bool or t.shape not in {(), x_0.shape[:1]}:
+        raise ValueError(f"t of shape {tuple(t.shape)} and dtype {t.dtype}: expected whole numbers (B,) or one of them")
+    if not (
+        alpha_bar.ndim == 1
+        and len(alpha_bar)
+        and 1 >= alpha_bar[0]
+        and alpha_bar[-1] >= 0
+        and (alpha_bar.diff() < 0).all()
+    ):
+        raise ValueError("alpha_bar must fall at every step, from at most 1 to at least 0; see helpers.alpha_bars")
+    if t.numel() and not (t.min() >= 0 and t.max() < len(alpha_bar)):
+        raise ValueError(f"t from {t.min()} to {t.max()}: the schedule has the steps 0 to {len(alpha_bar) - 1}")
+    kept = alpha_bar.to(x_0)[t.long()].reshape(-1, *[1] * (x_0.ndim - 1))
+    return kept.sqrt() * x_0 + (1 - kept).sqrt() * eps
+
+
+def posterior_mean(x_0, x_t, t, betas):
+    """Mean of q(x_{t-1} | x_t, x_0) (eq. 7 of arXiv:2006.11239); t is one whole number, x_0 and x_t of one shape."""
+    betas = torch.as_tensor(betas)
+    alpha_bar = alpha_bars(betas)
+    if int(t) != t or not 0 <= t < len(betas):
+        raise ValueError(f"t={t}: the schedule has the steps 0 to {len(betas) - 1}")
+    before = alpha_bar[t - 1] if t > 0 else alpha_bar.new_ones(())
+    weight_0 = before.sqrt() * betas[t] / (1 - alpha_bar[t])
+    weight_t = (1 - betas[t]).sqrt() * (1 - before) / (1 - alpha_bar[t])
+    return weight_0 * x_0 + weight_t * x_t
+
 
 # The noise schedule of every model here. Spelled out: `from_config` into another scheduler class drops values that
 # equal the first class's defaults and takes the second's own.
@@ -794,6 +934,7 @@ NOISE_SCHEDULE = {
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
 }
+GRAPH_NOISE_SCHEDULE = NOISE_SCHEDULE | {"prediction_type": "sample"}  # the GraphDenoiser predicts x_0
 
 
 @dataclass
@@ -803,7 +944,7 @@ class MoleculeOutput(BaseOutput):
     Attributes:
         smiles: N canonical SMILES; None where RDKit refuses the graph, a dot where it is in pieces. Never repaired.
         atoms, bonds: int8 arrays (N, 9) and (N, 9, 9).
-        latents: float tensor (N, 9, latent_dim) that was decoded.
+        latents: what was decoded: float tensor (N, 9, latent_dim), or (N, 189) where the graph itself was diffused.
     """
 
     smiles: list
@@ -815,27 +956,56 @@ class MoleculeOutput(BaseOutput):
         return len(self.smiles)
 
 
-class _LatentPipeline(DiffusionPipeline):
-    """What the pipelines below share: draw latents in batches, decode them."""
+class _MoleculePipeline(DiffusionPipeline):
+    """What the pipelines below share: draw noise in batches, turn it into latents, decode those into graphs."""
 
     @torch.no_grad()
-    def _generate(self, num_molecules, batch_size, generator, draw, steps_a_batch):
+    def _generate(self, num_molecules, batch_size, generator, shape, draw, decode, steps_a_batch):
         _check_count("num_molecules", num_molecules)
         _check_count("batch_size", batch_size)
-        shape = (MAX_ATOMS, self.vae.config.latent_dim)
         sizes = [min(batch_size, num_molecules - done) for done in range(0, num_molecules, batch_size)]
         atoms, bonds, latents = [], [], []
         with self.progress_bar(total=len(sizes) * steps_a_batch) as bar:
             for size in sizes:
-                noise = randn_tensor((size, *shape), generator=generator, device=self.device, dtype=self.vae.dtype)
+                noise = randn_tensor((size, *shape), generator=generator, device=self.device, dtype=self.dtype)
                 latents.append(draw(noise, bar))
-                decoded = self.vae.decode_graphs(latents[-1])
-                atoms.append(decoded[0].cpu().numpy()), bonds.append(decoded[1].cpu().numpy())
+                for column, part in zip((atoms, bonds), decode(latents[-1])):
+                    column.append(part.cpu().numpy() if torch.is_tensor(part) else part)
         atoms, bonds = np.concatenate(atoms), np.concatenate(bonds)
         return MoleculeOutput(smiles=to_smiles(atoms, bonds), atoms=atoms, bonds=bonds, latents=torch.cat(latents))
 
+    def _check_sampler(self, num_inference_steps, prediction_type):
+        config = self.scheduler.config
+        _check_count("num_inference_steps", num_inference_steps)
+        if num_inference_steps > config.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}: the noise schedule has only "
+                f"{config.num_train_timesteps} steps"
+            )
+        if config.prediction_type != prediction_type:
+            raise ValueError(
+                f"the scheduler's prediction_type is {config.prediction_type!r}, the network's is {prediction_type!r}; "
+                f'make the scheduler with **helpers.NOISE_SCHEDULE | {{"prediction_type": "{prediction_type}"}}'
+            )
+        if config.get("clip_sample"):
+            raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
 
-class TokenVAEPipeline(_LatentPipeline):
+    def _denoise(self, x, predict, num_inference_steps, generator, bar, callback):
+        """The reverse process: x_T -> x_0, `predict(x_t, t)` being the network."""
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in accepted else {}
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        x = x * self.scheduler.init_noise_sigma
+        for step, t in enumerate(self.scheduler.timesteps):
+            prediction = predict(self.scheduler.scale_model_input(x, t), t)
+            if callback is not None:
+                callback(self, step, int(t), {"latents": x, "prediction": prediction})
+            x = self.scheduler.step(prediction, t, x, **extra).prev_sample
+            bar.update()
+        return x
+
+
+class TokenVAEPipeline(_MoleculePipeline):
     """Molecules from a TokenVAE's prior: z ~ N(0, I), decoded."""
 
     def __init__(self, vae: TokenVAE):
@@ -849,10 +1019,11 @@ class TokenVAEPipeline(_LatentPipeline):
             bar.update()
             return noise
 
-        return self._generate(num_molecules, batch_size, generator, draw, steps_a_batch=1)
+        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        return self._generate(num_molecules, batch_size, generator, shape, draw, self.vae.decode_graphs, 1)
 
 
-class LatentDiffusionPipeline(_LatentPipeline):
+class LatentDiffusionPipeline(_MoleculePipeline):
     """Molecules by diffusion in the latent space of a TokenVAE (Rombach et al., arXiv:2112.10752).
 
     Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
@@ -862,7 +1033,7 @@ class LatentDiffusionPipeline(_LatentPipeline):
         super().__init__()
         self.register_modules(vae=vae, denoiser=denoiser, scheduler=scheduler)
 
-    def __call__(self, num_molecules=1000, num_inference_steps=20, generator=None, batch_size=1000):
+    def __call__(self, num_molecules=1000, num_inference_steps=20, generator=None, batch_size=1000, callback=None):
         """Draw molecules.
 
         Args:
@@ -870,38 +1041,57 @@ class LatentDiffusionPipeline(_LatentPipeline):
             num_inference_steps: network calls a molecule, 1 to 1000.
             generator: torch.Generator; the same seed and batch size give the same molecules.
             batch_size: molecules denoised together.
+            callback: function (pipe, step, t, {"latents": z_t, "prediction": v}), called before each step is taken.
 
         Returns: MoleculeOutput.
         """
-        _check_count("num_inference_steps", num_inference_steps)
-        if num_inference_steps > self.scheduler.config.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}: the noise schedule has only "
-                f"{self.scheduler.config.num_train_timesteps} steps"
-            )
-        if self.scheduler.config.prediction_type != NOISE_SCHEDULE["prediction_type"]:
-            raise ValueError(
-                f"the scheduler's prediction_type is {self.scheduler.config.prediction_type!r}, the network's is "
-                "'v_prediction'; make the scheduler with **helpers.NOISE_SCHEDULE"
-            )
-        if self.scheduler.config.get("clip_sample"):
-            raise ValueError("the scheduler clips latents to [-1, 1], which ruins them; make it with clip_sample=False")
-        accepted = inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if "generator" in accepted else {}
+        self._check_sampler(num_inference_steps, NOISE_SCHEDULE["prediction_type"])
 
         def draw(z, bar):
-            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-            z = z * self.scheduler.init_noise_sigma
-            for t in self.scheduler.timesteps:
-                v = self.denoiser(self.scheduler.scale_model_input(z, t), t)
-                z = self.scheduler.step(v, t, z, **extra).prev_sample
-                bar.update()
+            z = self._denoise(z, self.denoiser, num_inference_steps, generator, bar, callback)
             return z * self.denoiser.latent_scale + self.denoiser.latent_mean
 
-        return self._generate(num_molecules, batch_size, generator, draw, num_inference_steps)
+        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        decode = self.vae.decode_graphs
+        return self._generate(num_molecules, batch_size, generator, shape, draw, decode, num_inference_steps)
 
 
-PIPELINES = {"token_vae": TokenVAEPipeline, "latent_diffusion": LatentDiffusionPipeline}
+class GraphDDPMPipeline(_MoleculePipeline):
+    """Molecules by diffusion on the graph itself (Ho et al., arXiv:2006.11239), x_0 predicted, self-conditioned.
+
+    Any diffusers scheduler fits: `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
+    """
+
+    def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler):
+        super().__init__()
+        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+
+    def __call__(self, num_molecules=1000, num_inference_steps=100, generator=None, batch_size=1000, callback=None):
+        """Draw molecules; arguments as in `LatentDiffusionPipeline`, whose "prediction" is x_0 here.
+
+        Returns: MoleculeOutput; its `latents` are the last x_0, graph vectors (N, 189).
+        """
+        self._check_sampler(num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"])
+
+        def draw(x, bar):
+            guess = None
+
+            def predict(x_t, t):
+                nonlocal guess
+                guess = expected_graph(self.denoiser(x_t, t, guess)).to(x.dtype)
+                return guess
+
+            return self._denoise(x, predict, num_inference_steps, generator, bar, callback)
+
+        shape = (GRAPH_SIZE,)
+        return self._generate(num_molecules, batch_size, generator, shape, draw, vector_graph, num_inference_steps)
+
+
+PIPELINES = {
+    "token_vae": TokenVAEPipeline,
+    "graph_ddpm": GraphDDPMPipeline,
+    "latent_diffusion": LatentDiffusionPipeline,
+}
 
 
 def load_pipeline(name, folder=CHECKPOINTS):
@@ -961,6 +1151,14 @@ RECIPES = {
         learning_rate=1e-3,
         warmup=200,
         ema_decay=0.999,
+    ),
+    "graph_ddpm": dict(
+        model=dict(width=512, hidden=1024, depth=5, time_dim=128),
+        steps=40_000,
+        batch_size=512,
+        learning_rate=1e-3,
+        warmup=300,
+        ema_decay=0.9995,
     ),
     "latent_diffusion": dict(
         model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
@@ -1051,7 +1249,7 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
             if progress["step"] % 20 == 0 or progress["step"] == steps:
                 bar.set_postfix_str(f"loss {running:.4f}, lr {rate:.1e}", refresh=False)
             last = progress["step"] == steps
-            if progress["step"] % 100 == 0 or last or progress["step"] in monitor_steps:
+            if progress["step"] % min(100, -(-steps // 20)) == 0 or last or progress["step"] in monitor_steps:
                 entry = {"step": progress["step"], "loss": round(running, 5), "seconds": round(progress["seconds"], 1)}
                 if monitor is not None and progress["step"] in monitor_steps and accelerator.is_main_process:
                     entry |= monitor(ema)
@@ -1123,9 +1321,33 @@ def diffusion_loss(model, z):
     """
     scheduler = _training_scheduler()
     eps = torch.randn_like(z)
-    t = (torch.randn(len(z), device=z.device).sigmoid() * scheduler.config.num_train_timesteps).long()
+    t = _logit_normal_timesteps(len(z), 0.0).to(z.device)
     v = model(scheduler.add_noise(z, eps, t), t)
     return F.mse_loss(v.float(), scheduler.get_velocity(z, eps, t))
+
+
+def graph_diffusion_loss(model, x_0):
+    """Cross-entropy of the clean graph's 9 atoms and 36 pairs given a noisy one, in nats a molecule.
+
+    In half of the steps the network also sees its own first guess, as it will when it samples (arXiv:2208.04202).
+    t is drawn from a logit-normal that leans to the noisy end, where the classes are decided.
+    Shapes: x_0 (B, 189), as `graph_vector` makes it.
+    """
+    x_0 = x_0.float()
+    t = _logit_normal_timesteps(len(x_0), 0.5).to(x_0.device)
+    x_t = _training_scheduler().add_noise(x_0, torch.randn_like(x_0), t)
+    guess = None
+    if torch.rand(()) < 0.5:
+        with torch.no_grad():
+            guess = expected_graph(model(x_t, t))
+    atoms, pairs = split_vector(model(x_t, t, guess).float())
+    atom_types, orders = (part.argmax(-1).flatten() for part in split_vector(x_0))
+    nats = F.cross_entropy(atoms.flatten(0, 1), atom_types, reduction="sum")
+    return (nats + F.cross_entropy(pairs.flatten(0, 1), orders, reduction="sum")) / len(x_0)
+
+
+def _logit_normal_timesteps(n, mean):
+    return ((torch.randn(n) + mean).sigmoid() * NOISE_SCHEDULE["num_train_timesteps"]).long()
 
 
 @functools.cache
@@ -1455,11 +1677,31 @@ def _as_mol(molecule):
     return mol
 
 
+def _drawable(mol):
+    """A copy to draw: without hydrogens, kekulised, with coordinates; one that RDKit refuses stays as it is."""
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    mol = Chem.Mol(mol)
+    with rdBase.BlockLogs():
+        sound = Chem.SanitizeMol(mol, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
+    if sound:
+        mol = Chem.RemoveHs(mol)
+    else:
+        mol.UpdatePropertyCache(strict=False)
+    mol = rdMolDraw2D.PrepareMolForDrawing(mol, kekulize=sound, forceCoords=True)
+    if not sound:  # RDKit may put atoms of a tangle on one spot, which its drawing then refuses
+        shift = np.random.default_rng(0).normal(0, 0.05, (mol.GetNumAtoms(), 2))
+        positions = mol.GetConformer().GetPositions()
+        positions[:, :2] += shift
+        mol.GetConformer().SetPositions(positions)
+    return mol
+
+
 def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
     """Draw molecules in a grid.
 
     Args:
-        molecules: valid SMILES or RDKit molecules, at most 60.
+        molecules: SMILES or RDKit molecules, at most 60; molecules that RDKit refuses are drawn as they stand.
         legends: a text under each, or None.
         columns: pictures in a row.
         alt: text for those who cannot see it; lists the SMILES by default.
@@ -1469,7 +1711,7 @@ def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
     if isinstance(molecules, str):
         raise ValueError(f"show_grid({molecules!r}): expected a list of molecules; wrap a single one in [ ]")
     _check_count("columns", columns)
-    mols = [_as_mol(molecule) for molecule in molecules]
+    mols = [_drawable(_as_mol(molecule)) for molecule in molecules]
     if not 1 <= len(mols) <= 60:
         raise ValueError(f"{len(mols)} molecules: a grid shows 1 to 60; pass a slice such as molecules[:24]")
     if legends is not None and len(legends) != len(mols):
@@ -1477,9 +1719,10 @@ def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
     columns = min(columns, len(mols))
     drawer = Draw.MolDraw2DCairo(150 * columns, 130 * -(-len(mols) // columns), 150, 130)
     drawer.drawOptions().legendFontSize = 15
+    drawer.drawOptions().prepareMolsBeforeDrawing = False
     drawer.DrawMolecules(mols, legends=[str(text) for text in legends or [""] * len(mols)])
     drawer.FinishDrawing()
-    alt = alt or "2D structures of " + ", ".join(Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in mols)
+    alt = alt or "2D structures of " + ", ".join(map(Chem.MolToSmiles, mols))
     show_image(drawer.GetDrawingText(), alt, caption)
 
 
@@ -1519,6 +1762,103 @@ def show_graph(atoms, bonds, caption=None):
     right.legend(handles, BOND_TYPES, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, title="bond")
     smiles = to_smiles(atoms[None], bonds[None])[0] or "a molecule that RDKit refuses"
     show_figure(fig, f"Graph of {smiles}: its structure, its one-hot atom matrix and its 9 by 9 bond matrix.", caption)
+
+
+def show_filmstrip(x, titles, caption=None):
+    """Graph vectors as pictures in a row: noisy atoms and bonds as colours, and below the graph nearest to each.
+
+    On the 9 × 9 picture the diagonal shows the atoms, the rest the bonds; a colour is the mean of the classes' colours.
+
+    Args:
+        x: graph vectors (n, 189), clean or noisy, at most 12.
+        titles: n texts.
+    """
+    import io
+
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import to_rgb
+    from rdkit.Chem import Draw
+
+    if not 1 <= len(x) <= 12 or len(titles) != len(x):
+        raise ValueError(f"{len(x)} graph vectors with {len(titles)} titles: expected 1 to 12 of each")
+    atom_parts, pair_parts = (((part.float().cpu() + 1) / 2).clamp(0, 1) for part in split_vector(x))
+    atom_colours = torch.tensor([to_rgb(ATOM_COLOURS.get(symbol, "white")) for symbol in ATOM_TYPES])
+    bond_colours = torch.tensor([to_rgb(colour) for colour in BOND_COLOURS])
+
+    def mixed(part, colours):
+        return part @ colours / part.sum(-1, keepdim=True).clamp(min=1e-6)
+
+    image = matrix_from_pairs(mixed(pair_parts, bond_colours).transpose(1, 2)).permute(0, 2, 3, 1)
+    image[:, range(MAX_ATOMS), range(MAX_ATOMS)] = mixed(atom_parts, atom_colours)
+    fig, panels = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.1), squeeze=False)
+    smiles = []
+    for k, mol in enumerate(to_mols(*vector_graph(x))):
+        with rdBase.BlockLogs():
+            text = _sanitised_smiles(Chem.Mol(mol))
+        smiles.append(text or "not valid")
+        drawer = Draw.MolDraw2DCairo(200, 200)
+        drawer.drawOptions().prepareMolsBeforeDrawing = False
+        drawer.DrawMolecule(_drawable(mol))
+        drawer.FinishDrawing()
+        panels[0, k].imshow(image[k].numpy()), panels[0, k].set_title(titles[k], fontsize=9)
+        panels[1, k].imshow(plt.imread(io.BytesIO(drawer.GetDrawingText())))
+        state = "not valid" if text is None else "in pieces" if "." in text else "valid"
+        panels[1, k].set_title(state, fontsize=8, color=COLOURS["blue" if state == "valid" else "red"], y=-0.15)
+    for axes in panels.flat:
+        axes.axis("off")
+    show_figure(
+        fig, "Graphs as pictures and as structures: " + ", ".join(map(" ".join, zip(titles, smiles))) + ".", caption
+    )
+
+
+def show_map(points, values, smiles, label, caption=None):
+    """A map of molecules, coloured by a property; live, the molecule at the pointer is drawn beside it.
+
+    Args:
+        points: (n, 2); values: (n,), the colours; smiles: n texts; label: what the values are, with their unit.
+    """
+    import base64
+
+    import plotly.graph_objects as go
+    from IPython.display import Markdown, display
+    from ipywidgets import HBox, Image
+    from matplotlib import pyplot as plt
+    from rdkit.Chem import Draw
+
+    points, values = np.asarray(points), np.asarray(values)
+    if not len(smiles) or points.shape != (len(smiles), 2) or values.shape != (len(smiles),):
+        raise ValueError(
+            f"points {points.shape}, values {values.shape}, {len(smiles)} SMILES: expected (n, 2), (n,), n"
+        )
+
+    def drawn(k):
+        drawer = Draw.MolDraw2DCairo(260, 260)
+        drawer.drawOptions().legendFontSize = 18
+        drawer.DrawMolecule(Chem.MolFromSmiles(smiles[k]), legend=f"{smiles[k]}  {values[k]:.2f}")
+        drawer.FinishDrawing()
+        return drawer.GetDrawingText()
+
+    fig, axes = plt.subplots(figsize=(6, 4.4))
+    dots = axes.scatter(*points.T, c=values, s=8, cmap="viridis")
+    axes.set(xlabel="first direction", ylabel="second direction")
+    fig.colorbar(dots, label=label)
+    png = base64.b64encode(_figure_png(fig)).decode()
+    plt.close(fig)
+    marker = dict(color=values, colorscale="Viridis", size=6, colorbar=dict(title=label))
+    figure = go.FigureWidget([go.Scattergl(x=points[:, 0], y=points[:, 1], mode="markers", marker=marker, text=smiles)])
+    figure.update_layout(width=620, height=420, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white")
+    picture = Image(value=drawn(0), width=260, height=260)
+
+    def point_at(trace, hovered, state):
+        if hovered.point_inds:
+            picture.value = drawn(hovered.point_inds[0])
+
+    figure.data[0].on_hover(point_at)
+    alt = f"Map of {len(smiles):,} molecules, coloured by {label} from {values.min():.3g} to {values.max():.3g}."
+    content = HBox([figure, picture])._repr_mimebundle_() | {"image/png": png, "text/plain": alt}
+    display(content, raw=True, metadata={"image/png": {"alt": alt}})
+    if caption:
+        display(Markdown(f"*{caption}*"))
 
 
 def show_properties(evaluation):
@@ -1820,6 +2160,8 @@ def checked(number, answer):
     try:
         if answer is None or answer is ...:
             raise WrongAnswer("there is no answer yet. Replace the `...`")
+        if answer is reference:
+            raise WrongAnswer("this is the reference solution; run the cell with your own answer first, then this one")
         if callable(reference) and not callable(answer):
             raise WrongAnswer(f"a function was expected, {type(answer).__name__} came")
         check(answer)
@@ -1864,12 +2206,12 @@ def score(notebook):
 
 def _expect_something(got):
     if got is None or got is ...:
-        raise WrongAnswer("the function returns nothing yet. Replace the `...`")
+        raise WrongAnswer("the function returns nothing yet. Replace the `...`, and use `return`")
 
 
 def _expect_pair(got, what):
     _expect_something(got)
-    if not isinstance(got, tuple) or len(got) != 2:
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
         raise WrongAnswer(f"return two things: {what}")
 
 
@@ -1905,6 +2247,7 @@ def _check_new_molecules(answer):
     hints = [
         (N * n, "this takes `novel` as a share of all draws; it is a share of the distinct valid ones"),
         (N * v * n, "duplicates are still counted: where does `unique` come in"),
+        (N * u * n, "invalid draws are still counted"),
         (N * v * u, "these are the distinct valid molecules; how many of them are new"),
         (v * u * n, "this is a share; the question is how many of N"),
     ]
@@ -1939,7 +2282,7 @@ def count_hydrogens(atoms, bonds):
 
 @_exercise("01.2", count_hydrogens)
 def _check_count_hydrogens(answer):
-    for name, (atoms, bonds) in (("formaldehyde", _FORMALDEHYDE), ("FC1=NC1", _RING)):
+    for name, (atoms, bonds) in (("formaldehyde", _FORMALDEHYDE), ("FC1=NC1", _RING), ("C#N", to_graph("C#N")[:2])):
         valence = np.array([4, 3, 2, 1, 0])[atoms]
         hints = [
             (valence - (bonds > 0).sum(-1), f"{name}: a double bond uses up two valences; add bond orders, not bonds"),
@@ -1954,19 +2297,22 @@ def _check_count_hydrogens(answer):
 
 @_exercise("01.3", mask_bonds)
 def _check_mask_bonds(answer):
-    atoms, _ = _RING
-    noisy = np.ones((MAX_ATOMS, MAX_ATOMS), np.int8) - np.eye(MAX_ATOMS, dtype=np.int8)
-    given, real = noisy.copy(), atoms != NO_ATOM
-    got = answer(atoms.copy(), given)
-    hints = [
-        (noisy, "nothing was removed"),
-        (noisy * real[:, None], "only rows are masked; a bond has two ends, so columns of padding must go too"),
-        (noisy * real[None, :], "only columns are masked; a bond has two ends, so rows of padding must go too"),
-        (noisy * (~real[:, None] & ~real[None, :]), "the mask is inverted: keep bonds between real atoms"),
-    ]
-    _expect(got, mask_bonds(atoms, noisy), "a matrix full of bonds", hints)
-    if (given != noisy).any():
-        raise WrongAnswer("the result is right but the caller's matrix was changed; work on a copy")
+    noisy = matrix_from_pairs(np.arange(2, 38, dtype=np.int8) % 4)
+    for name, (atoms, _) in (("FC1=NC1", _RING), ("formaldehyde", _FORMALDEHYDE)):
+        given, real = noisy.copy(), atoms != NO_ATOM
+        both = real[:, None] & real[None, :]
+        got = answer(atoms.copy(), given)
+        hints = [
+            (noisy, "nothing was removed"),
+            (noisy * real[:, None], "only rows are masked; a bond has two ends, so columns of padding must go too"),
+            (noisy * real[None, :], "only columns are masked; a bond has two ends, so rows of padding must go too"),
+            (noisy * (~real[:, None] & ~real[None, :]), "the mask is inverted: keep bonds between real atoms"),
+            (both, "this is the mask; return the bonds that it leaves"),
+            (both & (noisy > 0), "the bond orders are lost: keep 1, 2 and 3 as they came"),
+        ]
+        _expect(got, mask_bonds(atoms, noisy), f"{name} with noise in all places", hints)
+        if (given != noisy).any():
+            raise WrongAnswer("the result is right but the caller's matrix was changed; work on a copy")
 
 
 def pairs_from_matrix(bonds):
@@ -1986,6 +2332,9 @@ def _check_pairs(answer):
         ),
     ]
     _expect(answer(matrix.copy()), np.arange(1, 37), "the matrix whose pairs are 1, 2, … 36", hints)
+    pairs = pairs_from_matrix(_RING[1])
+    hints = [(pairs[pairs > 0], "only the bonds came back; the zeros, no bond, belong to the 36 too")]
+    _expect(answer(_RING[1].copy()), pairs, "FC1=NC1", hints)
 
 
 def reorder(atoms, bonds, order):
@@ -2009,6 +2358,8 @@ def _check_reorder(answer):
         (bonds, "the bond matrix did not move"),
         (bonds[order], "rows moved but columns did not; the matrix is not symmetric any more"),
         (bonds[:, order], "columns moved but rows did not; the matrix is not symmetric any more"),
+        (bonds[inverse][:, inverse], "the bonds are reordered by the inverse"),
+        (bonds[order][order], "rows moved twice; the columns need `[:, order]`"),
     ]
     _expect(got[1], bonds[order][:, order], "bonds of FC1=NC1", hints)
 
@@ -2027,7 +2378,13 @@ def _check_split(answer):
     for seed in range(5):
         got = answer(list(smiles), 20, seed)
         _expect_pair(got, "the rows for training and the rows for the test")
-        train, test = (np.asarray(rows, int).tolist() for rows in got)
+        rows = [np.asarray(part) for part in got]
+        if not all(np.issubdtype(part.dtype, np.integer) for part in rows):
+            raise WrongAnswer("return row numbers, not SMILES")
+        train, test = (part.tolist() for part in rows)
+        for part, which in ((train, "training"), (test, "test")):
+            if len(set(part)) < len(part):
+                raise WrongAnswer(f"a row is in the {which} part twice; draw without replacement")
         if set(train) & set(test):
             raise WrongAnswer(f"{len(set(train) & set(test))} rows are in both parts")
         if len(test) != 20:
@@ -2045,6 +2402,282 @@ def _check_split(answer):
         raise WrongAnswer("seeds 0 and 1 give the same test part; draw it with np.random.default_rng(seed)")
     if list(answer(list(smiles), 20, 0)[1]) != list(answer(list(smiles), 20, 0)[1]):
         raise WrongAnswer("the same seed gives two different splits; draw with np.random.default_rng(seed)")
+
+
+@_exercise("02.1", reparameterise)
+def _check_reparameterise(answer):
+    mean, logvar, eps = torch.tensor([1.0, -2.0]), torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+    hints = [
+        (mean + logvar * eps, "`logvar` is a logarithm, not σ"),
+        (mean + logvar.exp() * eps, "exp(logvar) is the variance σ²; the noise is multiplied by σ"),
+        (mean + (0.5 * logvar).exp(), "the noise `eps` is missing"),
+        (mean + (-0.5 * logvar).exp() * eps, "the sign in the exponential is wrong: a larger logvar is a wider cloud"),
+    ]
+    _expect(answer(mean, logvar, eps), reparameterise(mean, logvar, eps), "mean (1, -2), logvar (2, -1)", hints)
+    _expect(answer(mean[:1], logvar[:1] * 0, eps[:1]), [1.5], "mean 1, logvar 0, eps 0.5")
+
+
+@_exercise("02.2", kl_divergence)
+def _check_kl_divergence(answer):
+    mean, logvar = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    terms = 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+    hints = [
+        (-terms.sum(-1), "the sign is wrong: a KL is never negative"),
+        (2 * terms.sum(-1), "the factor ½ is missing"),
+        (terms.sum(), "one number for the whole batch; sum over the last axis only"),
+        (terms.sum(0), "this sums over the batch; sum over the latent dimensions"),
+        (terms.mean(-1), "this is a mean over dimensions; the KL is their sum"),
+        (0.5 * (mean**2 + logvar**2 - 1 - logvar).sum(-1), "σ² is exp(logvar)"),
+    ]
+    _expect(answer(mean, logvar), kl_divergence(mean, logvar), "two molecules, three dimensions", hints)
+
+
+def align(adjacency, order):
+    """Matrices with rows and columns in a new order, each its own. Shapes: (B, 9, 9), (B, 9) -> (B, 9, 9)."""
+    batch = torch.arange(len(order))[:, None, None]
+    return adjacency[batch, order[:, :, None], order[:, None, :]]
+
+
+@_exercise("02.3", align)
+def _check_align(answer):
+    adjacency = torch.arange(162.0).view(2, 9, 9)
+    order = torch.stack([torch.tensor([2, 0, 3, 1, 4, 5, 6, 8, 7]), torch.arange(8, -1, -1)])
+    batch = torch.arange(2)[:, None]
+    hints = [
+        (adjacency, "nothing moved"),
+        (adjacency[batch, order], "rows moved but columns did not"),
+        (adjacency.transpose(1, 2)[batch, order].transpose(1, 2), "columns moved but rows did not"),
+        (align(adjacency, order.argsort(1)), "this is the inverse: place k must hold true atom order[k]"),
+        (adjacency[:, order[0]][:, :, order[0]], "every matrix was put in the first one's order"),
+    ]
+    _expect(answer(adjacency.clone(), order), align(adjacency, order), "two matrices, two orders", hints)
+
+
+def apply_thresholds(adjacency, tau_bond, tau_atom):
+    """Which atoms exist and which pairs are bonded, from probabilities (B, 9, 9): booleans (B, 9) and (B, 9, 9)."""
+    exists = adjacency.diagonal(dim1=1, dim2=2) > tau_atom
+    both = exists[:, :, None] & exists[:, None, :]
+    return exists, (adjacency > tau_bond) & both & ~torch.eye(MAX_ATOMS, dtype=torch.bool)
+
+
+@_exercise("02.4", apply_thresholds)
+def _check_apply_thresholds(answer):
+    adjacency = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0))
+    adjacency = (adjacency + adjacency.transpose(1, 2)) / 2
+    exists, bonded = apply_thresholds(adjacency, 0.4, 0.6)
+    got = answer(adjacency.clone(), 0.4, 0.6)
+    _expect_pair(got, "which atoms exist and which pairs are bonded")
+    swapped = apply_thresholds(adjacency, 0.6, 0.4)
+    diagonal = adjacency.diagonal(dim1=1, dim2=2)
+    hints = [
+        (swapped[0], "the two thresholds are exchanged"),
+        (diagonal < 0.6, "above the threshold exists, not below"),
+    ]
+    _expect(got[0], exists, "which atoms exist", hints)
+    off = ~torch.eye(MAX_ATOMS, dtype=torch.bool)
+    hints = [
+        ((adjacency > 0.4) & off, "a bond leads to an atom that does not exist: mask with both atoms"),
+        ((adjacency > 0.4) & exists[:, :, None] & off, "only rows are masked; both atoms must exist"),
+        ((adjacency > 0.4) & exists[:, None] & off, "only columns are masked; both atoms must exist"),
+        (
+            (adjacency > 0.4) & exists[:, :, None] & exists[:, None],
+            "atoms are bonded to themselves: clear the diagonal",
+        ),
+    ]
+    _expect(got[1], bonded, "which pairs are bonded", hints)
+
+
+def strict_shares(smiles):
+    """Shares valid (of all) and unique (of the valid) of canonical SMILES; None and SMILES with a dot are not valid."""
+    valid = [text for text in smiles if text is not None and "." not in text]
+    return len(valid) / len(smiles), len(set(valid)) / len(valid) if valid else 0.0
+
+
+@_exercise("02.5", strict_shares)
+def _check_strict_shares(answer):
+    smiles = ["CCO", None, "C.C", "CCO", "C#N", None, "CCO", "O"]
+    got = answer(list(smiles))
+    _expect_pair(got, "the shares valid and unique")
+    hints = [
+        (6 / 8, "a SMILES with a dot is in pieces and not valid"),
+        (5 / 6, "this divides by those that RDKit took; divide by all, None included"),
+        (5, "this is a count; return a share"),
+    ]
+    _expect(got[0], 5 / 8, "valid: five of eight", hints)
+    hints = [
+        (3 / 8, "this divides by all; unique is a share of the valid ones"),
+        (4 / 6, "the pieces are counted; unique is a share of the valid ones"),
+        (3, "this is a count; return a share"),
+        (2 / 5, "this counts those that occur once; count distinct ones"),
+    ]
+    _expect(got[1], 3 / 5, "unique: CCO, C#N and O of five valid ones", hints)
+    got = answer([None, "C.O"])
+    _expect_pair(got, "the shares valid and unique")
+    _expect(got, (0, 0), "no valid one")
+
+
+@_exercise("02.6", slerp)
+def _check_slerp(answer):
+    a, b = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 2.0])
+    theta = torch.arccos((a @ b) / (a.norm() * b.norm()))
+    cosine = torch.arccos(((a @ b) / 27).clamp(-1, 1))
+    hints = [
+        (0.75 * a + 0.25 * b, "this is the straight line"),
+        (slerp(b, a, 0.25), "the ends are exchanged: s = 0 must give a"),
+        (torch.sin(0.75 * theta) * a + torch.sin(0.25 * theta) * b, "divide by sin(θ)"),
+        (
+            (torch.sin(0.75 * cosine) * a + torch.sin(0.25 * cosine) * b) / torch.sin(cosine),
+            "the angle is off: divide a·b by both lengths",
+        ),
+    ]
+    _expect(answer(a, b, 0.25), slerp(a, b, 0.25), "a quarter of the way", hints)
+    _expect(answer(a, b, 1.0), b, "s = 1")
+
+
+@_exercise("03.1", alpha_bars)
+def _check_alpha_bars(answer):
+    betas = torch.tensor([0.1, 0.2, 0.5])
+    hints = [
+        (1 - betas, "these are the α of single steps; ᾱ is their product up to t"),
+        (betas.cumprod(0), "this multiplies the β; multiply 1 - β"),
+        ((1 - betas).cumsum(0), "this adds; ᾱ multiplies"),
+        ((1 - betas).prod(), "one number; ᾱ has one for every step"),
+        ((1 - betas).cumprod(0).sqrt(), "without the root: ᾱ itself"),
+        (1 - betas.cumsum(0), "this subtracts the β one after another; multiply the 1 - β"),
+    ]
+    _expect(answer(betas.clone()), alpha_bars(betas), "β = 0.1, 0.2, 0.5", hints)
+
+
+@_exercise("03.2", q_sample)
+def _check_q_sample(answer):
+    x_0, eps, t = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[0.5, 2.0], [-1.0, 0.0]]), torch.tensor([0, 2])
+    alpha_bar = torch.tensor([0.81, 0.5, 0.04])
+    kept = alpha_bar[t][:, None]
+    hints = [
+        (kept * x_0 + (1 - kept) * eps, "both square roots are missing"),
+        (kept.sqrt() * x_0 + (1 - kept) * eps, "the square root at the noise is missing"),
+        (kept * x_0 + (1 - kept).sqrt() * eps, "the square root at x_0 is missing"),
+        (kept.sqrt() * x_0 + (1 - kept.sqrt()) * eps, "take the root of 1 - ᾱ, not 1 minus the root"),
+        ((1 - kept).sqrt() * x_0 + kept.sqrt() * eps, "signal and noise are exchanged"),
+        (alpha_bar[t].sqrt() * x_0 + (1 - alpha_bar[t]).sqrt() * eps, "each *row* has its own t; add an axis to ᾱ_t"),
+    ]
+    _expect(answer(x_0, t, eps, alpha_bar), q_sample(x_0, t, eps, alpha_bar), "two graphs at t = 0 and t = 2", hints)
+    x_0, eps = torch.ones(2, 9, 9), torch.zeros(2, 9, 9)
+    _expect(answer(x_0, t, eps, alpha_bar), q_sample(x_0, t, eps, alpha_bar), "x_0 of shape (2, 9, 9)")
+
+
+def symmetric_noise(noise):
+    """Symmetric noise of variance 1 off the diagonal, 0 on it: the upper half, mirrored. Shapes: (..., 9, 9), same."""
+    upper = noise.triu(1)
+    return upper + upper.transpose(-1, -2)
+
+
+@_exercise("03.3", symmetric_noise)
+def _check_symmetric_noise(answer):
+    noise = torch.randn(2000, 9, 9, generator=torch.Generator().manual_seed(0))
+    got = answer(noise.clone())
+    _expect_something(got)
+    if not torch.is_tensor(got) or got.shape != noise.shape:
+        raise WrongAnswer(f"expected a tensor of shape (2000, 9, 9), got {getattr(got, 'shape', type(got).__name__)}")
+    if not torch.equal(got, got.transpose(1, 2)):
+        raise WrongAnswer("entry [i, j] differs from entry [j, i]: not symmetric")
+    if got.diagonal(dim1=1, dim2=2).any():
+        raise WrongAnswer("the diagonal is not zero: no atom is bonded to itself")
+    off = got[:, PAIRS[0], PAIRS[1]]
+    if abs(np.corrcoef(off[:, :8].T)[np.triu_indices(8, 1)]).max() > 0.1:
+        raise WrongAnswer("different pairs got the same noise; each pair needs its own draw")
+    if abs(off.mean()) > 0.02:
+        raise WrongAnswer(f"the mean off the diagonal is {off.mean():.2f}; noise has mean 0")
+    if abs(off.var() - 1) > 0.03:
+        raise WrongAnswer(
+            f"the variance off the diagonal is {off.var():.2f}; the schedule expects 1. A mean of two draws has ½, "
+            "their sum 2"
+        )
+
+
+def cosine_betas(steps):
+    """β of the cosine schedule, at most 0.999 (Nichol & Dhariwal, arXiv:2102.09672). Returns a tensor (steps,)."""
+    time_left = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cos((time_left + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).float()
+
+
+@_exercise("03.4", cosine_betas)
+def _check_schedule(answer):
+    for steps in (100, 1000):
+        betas = answer(steps)
+        _expect_something(betas)
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if betas.shape != (steps,):
+            raise WrongAnswer(f"{steps} steps were asked for, β has shape {tuple(betas.shape)}")
+        if not ((betas > 0) & (betas < 1)).all():
+            raise WrongAnswer(f"β runs from {betas.min():.3g} to {betas.max():.3g}; each must be between 0 and 1")
+        alpha_bar = alpha_bars(betas)
+        if alpha_bar[-1] > 0.01:
+            raise WrongAnswer(
+                f"with {steps} steps ᾱ_T = {alpha_bar[-1]:.3f}: {alpha_bar[-1]:.0%} of the variance is still signal, "
+                "but sampling starts from pure noise. Reach 0.01 or less"
+            )
+        if alpha_bar[0] < 0.98:
+            raise WrongAnswer(f"the first of {steps} steps already destroys {1 - alpha_bar[0]:.0%} of x_0; at most 2 %")
+        busy = ((alpha_bar > 0.05) & (alpha_bar < 0.95)).double().mean()
+        if busy < 0.5:
+            raise WrongAnswer(
+                f"only {busy:.0%} of the {steps} steps lie where signal and noise mix (ᾱ between 0.05 and 0.95); "
+                "the others are spent on what is nearly clean or nearly noise. Reach half"
+            )
+
+
+@_exercise("03.5", posterior_mean)
+def _check_posterior_mean(answer):
+    betas = torch.tensor([0.1, 0.2, 0.5], dtype=torch.float64)
+    x_0, x_t = torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([0.3, 0.4], dtype=torch.float64)
+    alpha_bar = alpha_bars(betas)
+    a, b, before, now = (1 - betas)[2], betas[2], alpha_bar[1], alpha_bar[2]
+    hints = [
+        (
+            (before.sqrt() * b * x_t + a.sqrt() * (1 - before) * x_0) / (1 - now),
+            "the weights of x_0 and x_t are exchanged",
+        ),
+        (
+            (before * b * x_0 + a * (1 - before) * x_t) / (1 - now),
+            "square roots are missing: at ᾱ_{t-1} and at α_t",
+        ),
+        (
+            (now.sqrt() * b * x_0 + a.sqrt() * (1 - now) * x_t) / (1 - now),
+            "ᾱ of step t stands where ᾱ of step t - 1 belongs",
+        ),
+        (before.sqrt() * b * x_0 + a.sqrt() * (1 - before) * x_t, "divide by 1 - ᾱ_t"),
+        (
+            (before.sqrt() * b * x_0 + now.sqrt() * (1 - before) * x_t) / (1 - now),
+            "the weight of x_t has the root of α_t, a single step, not of ᾱ_t",
+        ),
+    ]
+    _expect(answer(x_0, x_t, 2, betas), posterior_mean(x_0, x_t, 2, betas), "β = 0.1, 0.2, 0.5 at t = 2", hints)
+    _expect(answer(x_0, x_t, 0, betas), x_0, "t = 0, where ᾱ_{-1} = 1 and only x_0 is left")
+
+
+def x_0_from_eps(x_t, t, eps, alpha_bar):
+    """The x_0 that x_t and the noise in it imply: `q_sample` solved for x_0. Shapes: (B, ...), (B,), (B, ...), (T,)."""
+    kept = alpha_bar[t].reshape(-1, *[1] * (x_t.ndim - 1))
+    return (x_t - (1 - kept).sqrt() * eps) / kept.sqrt()
+
+
+@_exercise("03.6", x_0_from_eps)
+def _check_x_0_from_eps(answer):
+    x_0, eps, t = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[0.5, 2.0], [-1.0, 0.1]]), torch.tensor([0, 2])
+    alpha_bar = torch.tensor([0.81, 0.5, 0.04])
+    kept = alpha_bar[t][:, None]
+    x_t = q_sample(x_0, t, eps, alpha_bar)
+    hints = [
+        ((x_t + (1 - kept).sqrt() * eps) / kept.sqrt(), "subtract the noise; you added it"),
+        (x_t - (1 - kept).sqrt() * eps, "divide by the root of ᾱ_t"),
+        ((x_t - (1 - kept) * eps) / kept.sqrt(), "the square root at the noise is missing"),
+        ((x_t - (1 - kept).sqrt() * eps) / kept, "divide by the *root* of ᾱ_t"),
+        ((x_t - eps) / kept.sqrt(), "the noise in x_t is scaled by the root of 1 - ᾱ_t"),
+        ((x_t - (1 - kept).sqrt() * eps) * kept.sqrt(), "divide by the root of ᾱ_t; you multiplied"),
+    ]
+    _expect(answer(x_t, t, eps, alpha_bar), x_0, "two graphs at t = 0 and t = 2", hints)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2068,10 +2701,14 @@ def train(name, seed=0, steps=None):
         raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
     recipe = RECIPES[name] | ({} if steps is None else {"steps": steps})
     _check_count("steps", recipe["steps"])
-    setup = _token_vae_setup if name == "token_vae" else _latent_diffusion_setup
+    setups = {
+        "token_vae": _token_vae_setup,
+        "graph_ddpm": _graph_ddpm_setup,
+        "latent_diffusion": _latent_diffusion_setup,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, loss, data, monitor, finish = setup(recipe)
+        model, loss, data, monitor, finish = setups[name](recipe)
     marks = {max(1, round(recipe["steps"] * share)) for share in (0.03, 0.08, 0.16, 0.32, 0.56, 0.8, 1)}
     run = f"{name}_{recipe['steps']}_steps_seed_{seed}"
     shipped = recipe == RECIPES[name] and seed == 0
@@ -2108,25 +2745,36 @@ def _latent_diffusion_setup(recipe):
     def finish(denoiser):
         return LatentDiffusionPipeline(vae, denoiser, DPMSolverMultistepScheduler(**NOISE_SCHEDULE, **SAMPLER))
 
-    def monitor(denoiser):
-        pipe = finish(denoiser)
-        pipe.vae.to(denoiser.device)
-        pipe.set_progress_bar_config(disable=True)
-        score = evaluate(pipe(2000, generator=torch.Generator(denoiser.device).manual_seed(1)))
-        sampler = f"{pipe.scheduler.config.algorithm_type}, default steps"
-        return {
-            "sampler": sampler,
-            "N": score.N,
-            "valid": score.valid,
-            "unique": score.unique,
-            "novel": score.novel,
-            "fcd": score.fcd,
-        }
-
-    return model, diffusion_loss, data, monitor, finish
+    return model, diffusion_loss, data, functools.partial(_sample_score, finish), finish
 
 
-# The default sampler of latent diffusion: second-order DPM-Solver++ with fresh noise at every step (arXiv:2211.01095).
+def _graph_ddpm_setup(recipe):
+    qm9 = _qm9()
+    x_0 = graph_vector(qm9.atoms[qm9.train], qm9.bonds[qm9.train]).to(torch.int8)  # a quarter of the memory
+
+    def finish(denoiser):
+        return GraphDDPMPipeline(denoiser, DPMSolverMultistepScheduler(**GRAPH_NOISE_SCHEDULE, **SAMPLER))
+
+    return (
+        GraphDenoiser(**recipe["model"]),
+        graph_diffusion_loss,
+        [x_0],
+        functools.partial(_sample_score, finish),
+        finish,
+    )
+
+
+def _sample_score(finish, denoiser):
+    """The score of 2,000 molecules from a pipeline with this denoiser, for a training's curve."""
+    pipe = finish(denoiser)
+    pipe.to(denoiser.device).set_progress_bar_config(disable=True)
+    score = evaluate(pipe(2000, generator=torch.Generator(denoiser.device).manual_seed(1)))
+    steps = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
+    sampler = f"{pipe.scheduler.config.algorithm_type}, {steps} steps"
+    return {"sampler": sampler} | {key: getattr(score, key) for key in ("N", "valid", "unique", "novel", "fcd")}
+
+
+# The default sampler: second-order DPM-Solver++ with fresh noise at every step (arXiv:2211.01095).
 # Chosen on validity and on FCD to the validation molecules: the noise lets later steps mend earlier ones.
 SAMPLER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 
@@ -2156,25 +2804,45 @@ def save_checkpoint(name, pipe, recipe, seed, seconds, folder):
     score_checkpoint(name, folder)
 
 
+FAST_STEPS = {"graph_ddpm": 50}  # a second, faster setting that the card reports too, chosen on validation
+
+
 def score_checkpoint(name, folder=CHECKPOINTS, num_molecules=10_000, seed=0):
-    """Draw molecules from a checkpoint at its default settings, score them, and write the metrics to its card."""
+    """Draw molecules from a checkpoint at its default settings, score them, and write the metrics to its card.
+
+    A checkpoint in FAST_STEPS gets a second set, `metrics_fast`, at that many steps. Returns: the metrics.
+    """
     qm9, pipe = _qm9(), load_pipeline(name, folder)
     pipe.set_progress_bar_config(disable=True)
-    cpu, wall = time.process_time(), time.perf_counter()
-    output = pipe(num_molecules, generator=torch.Generator().manual_seed(seed))
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    metrics = evaluate(output, name).as_dict() | {"sampling_seed": seed, "sampling_seconds": round(wall, 1)}
-    metrics |= {"cpu_ms_per_molecule": round(1000 * cpu / num_molecules, 2), "sampling_machine": _machine()}
+    metrics = _sampled_metrics(pipe, num_molecules, seed)
     if name == "token_vae":
         test = qm9.atoms[qm9.test], qm9.bonds[qm9.test]
         metrics |= {
             "exact_reconstruction_test": reconstruction_accuracy(pipe.vae, *test),
             "N_reconstruction": len(qm9.test),
         }
+    card = pipe.card | {"metrics": metrics}
+    if name in FAST_STEPS:
+        card["metrics_fast"] = _sampled_metrics(pipe, num_molecules, seed, num_inference_steps=FAST_STEPS[name])
     with atomic(folder / name) as part:
         shutil.copytree(folder / name, part)
-        _write_card(part, pipe.card | {"metrics": metrics})
+        _write_card(part, card)
     return metrics
+
+
+def _sampled_metrics(pipe, num_molecules, seed, **settings):
+    cpu, wall = time.process_time(), time.perf_counter()
+    output = pipe(num_molecules, generator=torch.Generator().manual_seed(seed), **settings)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    metrics = evaluate(output, pipe.card["name"]).as_dict() | {
+        "sampling_seed": seed,
+        "sampling_seconds": round(wall, 1),
+    }
+    steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    if steps is not None:
+        metrics["num_inference_steps"] = settings.get("num_inference_steps", steps.default)
+    cpu_ms = round(1000 * cpu / num_molecules, 2)
+    return metrics | {"cpu_ms_per_molecule": cpu_ms, "sampling_machine": _machine()}
 
 
 def _machine():
@@ -2212,11 +2880,42 @@ def make_framing():
 
 
 def make_figures():
-    """Write figs/course_map.png and figs/latent_diffusion_curve.png."""
-    figures = {"course_map": course_map(), "latent_diffusion_curve": training_curve("latent_diffusion")}
+    """Write figs/course_map.png and the training curves in figs/."""
+    figures = {"course_map": course_map()}
+    figures |= {f"{name}_curve": training_curve(name) for name in ("graph_ddpm", "latent_diffusion")}
     for name, fig in figures.items():
         with atomic(ROOT / "figs" / f"{name}.png") as part:
             part.write_bytes(_figure_png(fig))
+
+
+def run_study(number, parts=()):
+    """Run the cells of a notebook that are tagged "study", then the functions in its dict STUDY; keep what they return.
+
+    The recipe of a study is thus the code that the student reads. data/results/NUMBER_study.json is written after each
+    part, so a study that was stopped goes on with `parts`, the names of those to run; all by default.
+    """
+    import nbformat
+
+    found = sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
+    tagged = [
+        cell.source
+        for path in found
+        for cell in nbformat.read(path, as_version=4).cells
+        if "study" in cell.metadata.get("tags", ())
+    ]
+    if not tagged:
+        raise ValueError(f"no study in notebook {number!r}; those with one have cells tagged study")
+    names = {}
+    for source in tagged:
+        exec(compile(source, found[0].name, "exec"), names)
+    unknown = set(parts) - names["STUDY"].keys()
+    if unknown:
+        raise ValueError(f"unknown parts {sorted(unknown)}; notebook {number} has {', '.join(names['STUDY'])}")
+    path = RESULTS / f"{number}_study.json"
+    for part in parts or names["STUDY"]:
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results[part] = names["STUDY"][part]()
+        _write_json(path, results | {"machine": _machine()})
 
 
 def run_notebook(path):
@@ -2258,7 +2957,7 @@ def _static_output(output):
     data = output.get("data")
     if data is None:
         return output
-    if "application/vnd.jupyter.widget-view+json" in data:
+    if data.pop("application/vnd.jupyter.widget-view+json", None) and "image/png" not in data:
         return None
     data.pop("application/javascript", None)
     if "<script" in "".join(data.get("text/html", "")):
@@ -2282,6 +2981,9 @@ def main(arguments=None):
     command.add_argument("name", choices=PIPELINES)
     command = commands.add_parser("notebook", help="run notebooks top to bottom and save them clean")
     command.add_argument("paths", nargs="+")
+    command = commands.add_parser("study", help="repeat a notebook's study, the tables in data/results")
+    command.add_argument("number", help="of the notebook, such as 02")
+    command.add_argument("parts", nargs="*", help="of the study; all by default")
     commands.add_parser("reference", help="make data/reference.npz and data/results/framing.json")
     commands.add_parser("figures", help="make the figures in figs/")
     options = parser.parse_args(arguments)
@@ -2293,6 +2995,8 @@ def main(arguments=None):
         elif options.command == "notebook":
             for path in options.paths:
                 run_notebook(path)
+        elif options.command == "study":
+            run_study(options.number, options.parts)
         elif options.command == "reference":
             make_reference(), make_framing()
         else:

@@ -97,8 +97,20 @@ def test_the_stub_is_unsolved_and_the_notebook_goes_on(exercises, number, capsys
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_reference_passes_its_own_check(number, capsys):
     _, reference = helpers._EXERCISES[number]
-    assert helpers.checked(number, reference) is reference
+
+    def answer(*given):
+        return reference(*given)
+
+    assert helpers.checked(number, answer) is answer
     assert "✓" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_reference_itself_does_not_count_as_solved(number, capsys):
+    _, reference = helpers._EXERCISES[number]  # as a student's name holds it after a first wrong answer
+    assert helpers.checked(number, reference) is reference
+    assert "run the cell with your own answer first" in capsys.readouterr().out
+    assert number not in helpers._SOLVED
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,11 +150,44 @@ def mask_in_place(atoms, bonds):
     return bonds
 
 
+def thresholds(adjacency, bond, atom, axis):
+    exists = adjacency.diagonal(dim1=1, dim2=2) > atom
+    return (adjacency > bond) & exists.unsqueeze(axis) & ~torch.eye(9, dtype=torch.bool)
+
+
+def with_loops(adjacency, bond, atom):
+    exists = adjacency.diagonal(dim1=1, dim2=2) > atom
+    return exists, (adjacency > bond) & exists[:, :, None] & exists[:, None]
+
+
+def slerp_without_lengths(a, b, share):
+    theta = torch.arccos((a @ b / 27).clamp(-1, 1))
+    return (torch.sin((1 - share) * theta) * a + torch.sin(share * theta) * b) / torch.sin(theta)
+
+
+def off_diagonal(matrix):
+    return matrix * (1 - torch.eye(9))
+
+
+def posterior(x_0, x_t, t, betas, divide=True):
+    alpha_bar = (1 - betas).cumprod(0)
+    before = alpha_bar[t - 1] if t else torch.ones(())
+    sum_ = before.sqrt() * betas[t] * x_0 + (1 - betas[t]).sqrt() * (1 - before) * x_t
+    return sum_ / (1 - alpha_bar[t]) if divide else sum_
+
+
+def no_roots(x_0, x_t, t, betas):
+    alpha_bar = (1 - betas).cumprod(0)
+    before = alpha_bar[t - 1]
+    return (before * betas[t] * x_0 + (1 - betas[t]) * (1 - before) * x_t) / (1 - alpha_bar[t])
+
+
 # number: what a student might write, and what the check must say to it
 WRONG = {
     "00.1": [
         (lambda N, valid, unique, novel: N * novel, "share of the distinct valid ones"),
         (lambda N, valid, unique, novel: N * valid * novel, "duplicates are still counted"),
+        (lambda N, valid, unique, novel: N * unique * novel, "invalid draws are still counted"),
         (lambda N, valid, unique, novel: N * valid * unique, "how many of them are new"),
         (lambda N, valid, unique, novel: valid * unique * novel, "this is a share; the question is how many"),
         (lambda N, valid, unique, novel: N * (valid + unique + novel) / 3, "expected 180, got 650"),
@@ -163,6 +208,7 @@ WRONG = {
         (lambda atoms, bonds: bonds.sum(-1) - VALENCE[atoms], "formaldehyde: expected 2 at .*got -2"),
         (lambda atoms, bonds: (VALENCE[atoms] - bonds.sum(-1)).sum(), r"expected shape \(9,\), got \(\)"),
         (lambda atoms, bonds: VALENCE[atoms] - bonds.max(-1), "FC1=NC1"),
+        (lambda atoms, bonds: VALENCE[atoms] - (bonds == 1).sum(-1) - 2 * (bonds == 2).sum(-1), "C#N"),
     ],
     "01.3": [
         (lambda atoms, bonds: bonds, "nothing was removed"),
@@ -170,6 +216,9 @@ WRONG = {
         (lambda atoms, bonds: bonds * (atoms != NONE)[None, :], "only columns are masked"),
         (lambda atoms, bonds: bonds * ((atoms == NONE)[:, None] & (atoms == NONE)[None, :]), "the mask is inverted"),
         (lambda atoms, bonds: bonds * ((atoms != NONE)[:, None] | (atoms != NONE)[None, :]), "expected 0 at"),
+        (lambda atoms, bonds: (atoms != NONE)[:, None] & (atoms != NONE)[None, :], "this is the mask"),
+        (lambda atoms, bonds: helpers.mask_bonds(atoms, bonds) > 0, "bond orders are lost"),
+        (lambda atoms, bonds: helpers.mask_bonds(helpers.to_graph("FC1=NC1")[0], bonds), "formaldehyde"),
         (mask_in_place, "caller's matrix was changed; work on a copy"),
     ],
     "01.4": [
@@ -178,6 +227,7 @@ WRONG = {
         (lambda bonds: bonds[np.tril_indices(9, -1)], "below the diagonal"),
         (lambda bonds: np.array([bonds[i, j] for j in range(9) for i in range(j)]), "by column|below the diagonal"),
         (lambda bonds: bonds[np.triu_indices(9, 1)][::-1], r"expected 1 at \[0\], got 36"),
+        (lambda bonds: bonds[np.triu(bonds, 1) > 0], "the zeros, no bond, belong to the 36 too"),
         (lambda bonds: np.triu(bonds, 1), r"expected shape \(36,\), got \(9, 9\)"),
     ],
     "01.5": [
@@ -188,16 +238,119 @@ WRONG = {
         (lambda atoms, bonds, order: helpers.reorder(atoms, bonds, np.argsort(order)), "this is the inverse"),
         (lambda atoms, bonds, order: (atoms[order], bonds[order, order]), r"expected shape \(9, 9\), got \(9,\)"),
         (lambda atoms, bonds, order: bonds[order][:, order], "return two things"),
+        (
+            lambda a, b, order: (a[order], b[np.argsort(order)][:, np.argsort(order)]),
+            "bonds are reordered by the inverse",
+        ),
+        (lambda atoms, bonds, order: (atoms[order], bonds[order][order]), "rows moved twice"),
     ],
     "01.6": [
         (plain_shuffle, "molecules are in both parts, e.g. .* it occurs twice"),
         (drop_duplicates, "120 rows came in, 75 went out: nothing may be lost or doubled"),
-        (with_replacement, "rows are in both parts|nothing may be lost or doubled"),
+        (with_replacement, "part twice; draw without replacement"),
+        (lambda smiles, n, seed: (smiles[n:], smiles[:n]), "row numbers, not SMILES"),
         (whole_set_for_training, "20 rows are in both parts"),
         (lambda smiles, n, seed: helpers.split(smiles, n, 0), "seeds 0 and 1 give the same test part"),
         (no_seed, "the same seed gives two different splits"),
         (lambda smiles, n, seed: helpers.split(smiles, n // 2, seed), "test_size was 20, the test part has 10 rows"),
         (lambda smiles, n, seed: helpers.split(smiles, n, seed)[1], "return two things"),
+    ],
+    "02.1": [
+        (lambda mean, logvar, eps: mean + logvar * eps, "`logvar` is a logarithm"),
+        (lambda mean, logvar, eps: mean + logvar.exp() * eps, "variance σ²"),
+        (lambda mean, logvar, eps: mean + (0.5 * logvar).exp(), "`eps` is missing"),
+        (lambda mean, logvar, eps: mean + (-0.5 * logvar).exp() * eps, "sign in the exponential"),
+        (lambda mean, logvar, eps: mean * (0.5 * logvar).exp() + eps, "expected"),
+    ],
+    "02.2": [
+        (lambda mean, logvar: -helpers.kl_divergence(mean, logvar), "never negative"),
+        (lambda mean, logvar: 2 * helpers.kl_divergence(mean, logvar), "factor ½"),
+        (lambda mean, logvar: helpers.kl_divergence(mean, logvar).sum(), "one number for the whole batch"),
+        (lambda mean, logvar: helpers.kl_divergence(mean.T, logvar.T), "sums over the batch"),
+        (lambda mean, logvar: helpers.kl_divergence(mean, logvar) / 3, "mean over dimensions"),
+        (lambda mean, logvar: 0.5 * (mean**2 + logvar**2 - 1 - logvar).sum(-1), r"σ² is exp\(logvar\)"),
+    ],
+    "02.3": [
+        (lambda a, order: a, "nothing moved"),
+        (lambda a, order: a[torch.arange(2)[:, None], order], "rows moved but columns did not"),
+        (lambda a, order: a.mT[torch.arange(2)[:, None], order].mT, "columns moved but rows did not"),
+        (lambda a, order: helpers.align(a, order.argsort(1)), "this is the inverse"),
+        (lambda a, order: helpers.align(a, order[:1].expand(2, -1)), "the first one's order"),
+    ],
+    "02.4": [
+        (lambda a, bond, atom: helpers.apply_thresholds(a, atom, bond), "exchanged"),
+        (lambda a, bond, atom: helpers.apply_thresholds(a, bond, atom)[1], "return two things"),
+        (lambda a, bond, atom: (helpers.apply_thresholds(a, bond, atom)[0], (a > bond) & ~torch.eye(9).bool()), "both"),
+        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) > atom, thresholds(a, bond, atom, axis=2)), "only rows"),
+        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) > atom, thresholds(a, bond, atom, axis=1)), "only columns"),
+        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) < atom, a > bond), "above the threshold exists"),
+        (with_loops, "clear the diagonal"),
+    ],
+    "02.5": [
+        (lambda smiles: (sum(s is not None for s in smiles) / 8, 0.6), "in pieces"),
+        (lambda smiles: (5 / 6, 3 / 5), "divide by all, None included"),
+        (lambda smiles: (5, 3), "this is a count"),
+        (lambda smiles: (5 / 8, 3 / 8), "unique is a share of the valid ones"),
+        (lambda smiles: (5 / 8, 4 / 6), "the pieces are counted"),
+        (lambda smiles: (5 / 8, 2 / 5), "count distinct ones"),
+        (lambda smiles: (5 / 8, 3 / 5), "no valid one"),
+        (lambda smiles: 5 / 8, "return two things"),
+    ],
+    "02.6": [
+        (lambda a, b, s: (1 - s) * a + s * b, "straight line"),
+        (lambda a, b, s: helpers.slerp(b, a, s), "ends are exchanged"),
+        (
+            lambda a, b, s: helpers.slerp(a, b, s) * torch.sin(torch.arccos((a @ b) / (a.norm() * b.norm()))),
+            "divide by",
+        ),
+        (slerp_without_lengths, "divide a·b by both lengths"),
+        (lambda a, b, s: helpers.slerp(a / a.norm(), b / b.norm(), s), "expected"),
+    ],
+    "03.1": [
+        (lambda betas: 1 - betas, "α of single steps"),
+        (lambda betas: betas.cumprod(0), "multiplies the β"),
+        (lambda betas: (1 - betas).cumsum(0), "this adds"),
+        (lambda betas: (1 - betas).prod(), "one for every step"),
+        (lambda betas: (1 - betas).cumprod(0).sqrt(), "without the root"),
+        (lambda betas: 1 - betas.cumsum(0), "this subtracts"),
+    ],
+    "03.2": [
+        (lambda x, t, eps, ab: ab[t][:, None] * x + (1 - ab[t][:, None]) * eps, "both square roots"),
+        (lambda x, t, eps, ab: ab[t][:, None].sqrt() * x + (1 - ab[t][:, None]) * eps, "at the noise is missing"),
+        (lambda x, t, eps, ab: ab[t][:, None] * x + (1 - ab[t][:, None]).sqrt() * eps, "at x_0 is missing"),
+        (lambda x, t, eps, ab: helpers.q_sample(eps, t, x, ab), "exchanged"),
+        (lambda x, t, eps, ab: ab[t].sqrt() * x + (1 - ab[t]).sqrt() * eps, "add an axis"),
+        (lambda x, t, eps, ab: helpers.q_sample(x.flatten(1), t, eps.flatten(1), ab), r"x_0 of shape \(2, 9, 9\)"),
+    ],
+    "03.3": [
+        (lambda noise: noise, "not symmetric"),
+        (lambda noise: noise + noise.mT, "diagonal is not zero"),
+        (lambda noise: off_diagonal(noise + noise.mT) / 2, "variance off the diagonal is 0.5"),
+        (lambda noise: off_diagonal(noise + noise.mT), "variance off the diagonal is 2"),
+        (lambda noise: off_diagonal(noise[:, :1, :1].expand(-1, 9, 9)), "each pair needs its own draw"),
+        (lambda noise: noise[0], "expected a tensor of shape"),
+    ],
+    "03.4": [
+        (lambda steps: torch.linspace(1e-4, 0.02, steps), "still signal"),
+        (lambda steps: torch.full((steps,), 0.0202), "still signal"),
+        (lambda steps: torch.full((steps,), 0.5), "the first of 100 steps"),
+        (lambda steps: torch.linspace(1e-4, 0.02, 1000), r"β has shape \(1000,\)"),
+        (lambda steps: torch.linspace(-0.1, 0.5, steps), "each must be between 0 and 1"),
+        (lambda steps: torch.linspace(1e-4, 20 / steps, steps), "signal and noise mix"),
+    ],
+    "03.5": [
+        (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_t, x_0, t, betas), "exchanged"),
+        (no_roots, "square roots are missing"),
+        (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_0, x_t, 2, betas), "only x_0 is left"),
+        (lambda x_0, x_t, t, betas: posterior(x_0, x_t, t, betas, divide=False), "divide by"),
+        (lambda x_0, x_t, t, betas: (x_0 + x_t) / 2, "expected"),
+    ],
+    "03.6": [
+        (lambda x, t, eps, ab: (x + (1 - ab[t][:, None]).sqrt() * eps) / ab[t][:, None].sqrt(), "subtract the noise"),
+        (lambda x, t, eps, ab: x - (1 - ab[t][:, None]).sqrt() * eps, "divide by the root"),
+        (lambda x, t, eps, ab: (x - (1 - ab[t][:, None]) * eps) / ab[t][:, None].sqrt(), "at the noise is missing"),
+        (lambda x, t, eps, ab: (x - (1 - ab[t][:, None]).sqrt() * eps) / ab[t][:, None], r"divide by the \*root"),
+        (lambda x, t, eps, ab: (x - eps) / ab[t][:, None].sqrt(), "scaled by the root"),
     ],
 }
 
@@ -274,11 +427,11 @@ def test_an_unknown_number_lists_the_known_ones():
 
 def test_score_counts_the_solved_ones(capsys):
     helpers.score("00")
-    helpers.checked("00.1", helpers.new_molecules)
+    helpers.checked("00.1", lambda *shares: helpers.new_molecules(*shares))
     helpers.score("00")
     helpers.checked("00.1", lambda *shares: 0)  # and not any more
     helpers.score("00")
-    helpers.checked("01.1", helpers.one_hot)
+    helpers.checked("01.1", lambda atoms: helpers.one_hot(atoms))
     helpers.score("01")
     lines = [line for line in capsys.readouterr().out.splitlines() if "solved." in line and "✓" not in line]
     total = sum(number.startswith("01.") for number in NUMBERS)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -20,6 +21,12 @@ RECIPE = dict(steps=300, batch_size=8, learning_rate=1e-2, warmup=10, ema_decay=
 def vae():
     torch.manual_seed(0)
     return helpers.TokenVAE(width=16, layers=1, latent_dim=2)
+
+
+@pytest.fixture
+def graph_denoiser():
+    torch.manual_seed(0)
+    return helpers.GraphDenoiser(width=32, hidden=32, depth=1, time_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +140,361 @@ def test_both_losses_fall_on_a_few_molecules(vae, graphs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Graph vectors and diffusion on them
+# ---------------------------------------------------------------------------------------------------------------------
+
+UNIFORM = 9 * math.log(5) + 36 * math.log(4)  # nats of a graph that nothing is known about
+
+
+@pytest.fixture(scope="module")
+def x_0(graphs):
+    return helpers.graph_vector(*graphs)
+
+
+def test_a_graph_vector_by_hand():
+    x = helpers.graph_vector(*helpers.to_graphs(["C=O"]))
+    assert x.shape == (1, helpers.GRAPH_SIZE) == (1, 189) and x.dtype == torch.float32
+    atoms, pairs = helpers.split_vector(x[0])
+    assert atoms.shape == (9, 5) and pairs.shape == (36, 4)
+    assert atoms.argmax(-1).tolist() == [0, 2, *[helpers.NO_ATOM] * 7]
+    assert pairs.argmax(-1).tolist() == [2, *[0] * 35]  # the pair (0, 1) is the first one
+    assert x.unique().tolist() == [-1, 1] and (x == 1).sum() == 9 + 36
+
+
+def test_vectors_become_the_same_graphs_again(qm9):
+    rows = np.random.default_rng(0).choice(len(qm9), 1000, replace=False)
+    atoms, bonds = qm9.atoms[rows], qm9.bonds[rows]
+    x = helpers.graph_vector(atoms, bonds)
+    for vectors in (x, x.to(torch.int8), 0.1 * x, x.bfloat16()):
+        again = helpers.vector_graph(vectors)
+        assert [part.dtype for part in again] == [np.int8, np.int8]
+        np.testing.assert_array_equal(again[0], atoms)
+        np.testing.assert_array_equal(again[1], bonds)
+    assert torch.equal(helpers.graph_vector(torch.from_numpy(atoms), torch.from_numpy(bonds)), x)
+
+
+def test_no_graphs_are_no_vectors(qm9):
+    assert helpers.graph_vector(qm9.atoms[:0], qm9.bonds[:0]).shape == (0, 189)
+    assert [part.shape for part in helpers.vector_graph(torch.empty(0, 189))] == [(0, 9), (0, 9, 9)]
+
+
+def with_bond(i, j, order, symmetric=True):
+    def change(atoms, bonds):
+        bonds[0, i, j] = order
+        if symmetric:
+            bonds[0, j, i] = order
+        return atoms, bonds
+
+    return change
+
+
+def with_atom(value):
+    def change(atoms, bonds):
+        atoms[0, 0] = value
+        return atoms, bonds
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (with_bond(0, 1, 1, symmetric=False), "not symmetric"),
+        (with_bond(0, 0, 1), "on its diagonal"),
+        (with_bond(0, 8, 1), "leads to a padded atom"),
+        (with_bond(0, 1, 4), r"bonds holds 0\.\.4: expected 0\.\.3"),
+        (with_bond(0, 1, -1), r"bonds holds -1\.\."),
+        (with_atom(5), r"atoms holds 0\.\.5: expected 0\.\.4"),
+        (with_atom(-1), r"atoms holds -1\.\."),
+        (lambda a, b: (a.astype(np.float32), b), "atoms has dtype float32: expected integer classes"),
+        (lambda a, b: (a, b.astype(bool)), "bonds has dtype bool: expected integer classes"),
+        (lambda a, b: (torch.from_numpy(a).half(), b), "atoms has dtype float16"),
+        (lambda a, b: (a[0], b[0]), r"atoms \(9,\) and bonds \(9, 9\): expected \(N, 9\)"),
+        (lambda a, b: (a, b[:1]), "with the same N"),
+        (lambda a, b: (np.eye(5, dtype=np.int8)[a], b), "expected .* with the same N"),
+    ],
+    ids="asymmetric diagonal padding bond-class negative-bond atom-class negative-atom float-atoms bool-bonds "
+    "half-atoms one-graph fewer-bonds one-hots".split(),
+)
+def test_what_is_no_graph_has_no_vector(change, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.graph_vector(*change(*helpers.to_graphs(["C=O", "CCO"])))
+
+
+def test_the_parts_of_a_vector_are_views():
+    x = torch.zeros(2, 3, 189)
+    atoms, pairs = helpers.split_vector(x)
+    assert atoms.shape == (2, 3, 9, 5) and pairs.shape == (2, 3, 36, 4)
+    atoms += 1
+    pairs += 2
+    assert x[..., :45].unique().tolist() == [1] and x[..., 45:].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("shape", [(4, 188), (4, 190), (189, 4), (4, 9, 5), (4, 9, 41), (4, 0), (1,)])
+def test_other_shapes_are_no_graph_vector(graph_denoiser, shape):
+    x = torch.zeros(shape)
+    readers = (
+        helpers.split_vector,
+        helpers.vector_graph,
+        helpers.expected_graph,
+        lambda x: graph_denoiser(x, torch.tensor(3)),
+    )
+    for read in readers:
+        with pytest.raises(
+            ValueError, match=r"a graph vector of shape \(.*\): expected \(..., 189\), see graph_vector"
+        ):
+            read(x)
+
+
+def test_any_noise_becomes_a_symmetric_graph_without_bonds_to_padding(x_0):
+    generator = torch.Generator().manual_seed(0)
+    scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE)
+    for t in (0, 300, 700, 999):
+        noise = torch.randn(len(x_0), 189, generator=generator)
+        for eps in (torch.zeros_like(noise), 100 * noise, noise.abs(), -noise.abs(), noise):
+            x_t = scheduler.add_noise(x_0, eps, torch.full((len(x_0),), t))
+            atoms, bonds = helpers.vector_graph(x_t)
+            np.testing.assert_array_equal(bonds, bonds.transpose(0, 2, 1))
+            assert not bonds[atoms == helpers.NO_ATOM].any()
+            helpers.check_graphs(atoms, bonds)
+    assert (atoms != helpers.vector_graph(x_0)[0]).any(), "nothing was noisy"
+
+
+def test_expected_graph_by_hand():
+    logits = torch.randn(3, 189, generator=torch.Generator().manual_seed(0)) * 3
+    expected = np.empty((3, 189))
+    for row, values in zip(expected, logits.double().numpy()):
+        for start, classes in [(5 * i, 5) for i in range(9)] + [(45 + 4 * k, 4) for k in range(36)]:
+            weights = np.exp(values[start : start + classes])
+            row[start : start + classes] = 2 * weights / weights.sum() - 1
+    np.testing.assert_allclose(helpers.expected_graph(logits), expected, atol=1e-6)
+    assert helpers.expected_graph(logits.bfloat16()).dtype == torch.float32  # probabilities in full precision
+
+
+def test_certain_logits_expect_the_graph_itself(x_0):
+    torch.testing.assert_close(helpers.expected_graph(50 * x_0), x_0)
+
+
+def test_graph_denoiser_shapes(graph_denoiser, x_0):
+    nn.init.normal_(graph_denoiser.blocks[0].modulation.weight)  # t has no say before the first step of training
+    x_t, t = x_0[:5], torch.arange(5)
+    logits = graph_denoiser(x_t, t)
+    assert logits.shape == (5, 189) and logits.dtype == torch.float32
+    torch.testing.assert_close(graph_denoiser(x_t, torch.tensor(7)), graph_denoiser(x_t, torch.full((5,), 7)))
+    torch.testing.assert_close(graph_denoiser(x_t, t)[3:], graph_denoiser(x_t[3:], t[3:]))
+    assert not torch.allclose(logits, graph_denoiser(x_t, t + 500)), "t is not read"
+
+
+def test_no_guess_is_a_guess_of_zeros(graph_denoiser, x_0):
+    t = torch.tensor(500)
+    logits = graph_denoiser(x_0, t)
+    assert torch.equal(logits, graph_denoiser(x_0, t, None))
+    assert torch.equal(logits, graph_denoiser(x_0, t, torch.zeros_like(x_0)))
+    assert not torch.allclose(logits, graph_denoiser(x_0, t, x_0)), "the guess is not read"
+
+
+def test_graph_loss_is_in_nats_per_molecule(graph_denoiser, x_0):
+    torch.manual_seed(0)
+    untrained = helpers.graph_diffusion_loss(graph_denoiser, x_0).item()
+    assert UNIFORM < untrained < 1.2 * UNIFORM  # random logits are a little worse than none
+    nn.init.zeros_(graph_denoiser.out.weight), nn.init.zeros_(graph_denoiser.out.bias)
+    for x in (x_0, x_0[:3], x_0.to(torch.int8)):
+        assert helpers.graph_diffusion_loss(graph_denoiser, x).item() == pytest.approx(UNIFORM, rel=1e-5)
+
+
+def test_graph_loss_by_hand(x_0):
+    """From logits that do not depend on the input: the mean over graphs of -log p of the classes they have."""
+    row = torch.randn(189, generator=torch.Generator().manual_seed(0))
+    p = (helpers.expected_graph(row[None]) + 1) / 2
+    nats = -(p.log() * (x_0 == 1)).sum(1).mean()
+    torch.testing.assert_close(helpers.graph_diffusion_loss(lambda x_t, t, x_0=None: row.expand_as(x_t), x_0), nats)
+
+
+def test_graph_loss_asks_about_noisy_graphs_and_in_half_of_the_steps_gives_a_guess(x_0):
+    scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE)
+    x_0, weight = x_0.repeat(8, 1), torch.ones((), requires_grad=True)
+    calls, guesses, times = [], 0, []
+
+    def model(x_t, t, x_0=None):
+        calls.append((x_t, t, x_0))
+        return 3 * weight * x_t
+
+    for seed in range(60):
+        calls.clear()
+        torch.manual_seed(seed)
+        helpers.graph_diffusion_loss(model, x_0)
+        x_t, t, guess = calls[-1]
+        alpha_bar = scheduler.alphas_cumprod[t][:, None]
+        eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+        assert eps.mean().abs() < 0.05 and (eps.std() - 1).abs() < 0.05  # 48,384 numbers
+        times.append(t)
+        if guess is None:
+            assert len(calls) == 1
+            continue
+        guesses += 1
+        assert len(calls) == 2 and calls[0][2] is None
+        assert torch.equal(calls[0][0], x_t) and torch.equal(calls[0][1], t)
+        torch.testing.assert_close(guess, helpers.expected_graph(3 * x_t))
+        assert not guess.requires_grad, "the guess must not be trained"
+    t = torch.cat(times)
+    assert 15 <= guesses <= 45
+    assert t.dtype == torch.int64 and 0 <= t.min() and t.max() < 1000 and len(t.unique()) > 800
+    assert t.float().median() > 550, "t leans to the noisy end"
+
+
+def test_graph_loss_falls_on_64_graphs(graph_denoiser, qm9):
+    data = helpers.graph_vector(qm9.atoms[1000:1064], qm9.bonds[1000:1064]).to(torch.int8)
+    recipe = RECIPE | dict(steps=60, batch_size=64)
+    _, history = helpers.fit(graph_denoiser, helpers.graph_diffusion_loss, [data], recipe, monitor_steps={1})
+    assert history[0]["loss"] < 1.2 * UNIFORM
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+
+
+def test_the_data_of_graph_diffusion_are_the_training_molecules(qm9):
+    recipe = {"model": dict(width=32, hidden=32, depth=1, time_dim=16)}
+    model, loss, [data], _, finish = helpers._graph_ddpm_setup(recipe)
+    assert data.shape == (len(qm9.train), 189) and data.dtype == torch.int8
+    rows = [0, 1, 50_000, -1]
+    atoms, bonds = helpers.vector_graph(data[rows])
+    np.testing.assert_array_equal(atoms, qm9.atoms[qm9.train[rows]])
+    np.testing.assert_array_equal(bonds, qm9.bonds[qm9.train[rows]])
+    assert loss is helpers.graph_diffusion_loss and model.config.width == 32
+    pipe = finish(model)
+    assert isinstance(pipe, helpers.GraphDDPMPipeline) and pipe.denoiser is model
+    assert {key: pipe.scheduler.config[key] for key in helpers.GRAPH_NOISE_SCHEDULE} == helpers.GRAPH_NOISE_SCHEDULE
+
+
+@pytest.mark.parametrize("t", [0, 1, 10, 500, 998, 999])
+def test_one_step_is_a_draw_from_the_posterior(x_0, t):
+    scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)
+    x_t = scheduler.add_noise(x_0, torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)), torch.tensor(t))
+    step = scheduler.step(x_0, t, x_t, generator=torch.Generator().manual_seed(1)).prev_sample
+    betas = scheduler.betas.double()
+    mean = helpers.posterior_mean(x_0.double(), x_t.double(), t, betas)
+    alpha_bar = helpers.alpha_bars(betas)
+    before = alpha_bar[t - 1] if t else 1.0
+    sigma = (betas[t] * (1 - before) / (1 - alpha_bar[t])) ** 0.5  # eq. 7 of arXiv:2006.11239
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
+    # diffusers works in single precision, where 1 - ᾱ of the first steps has three digits
+    torch.testing.assert_close(step.double(), mean + sigma * eps, atol=1e-3, rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    return DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE)
+
+
+def test_alpha_bars(scheduler):
+    torch.testing.assert_close(helpers.alpha_bars([0.1, 0.2, 0.5]), torch.tensor([0.9, 0.72, 0.36]))
+    torch.testing.assert_close(helpers.alpha_bars(scheduler.betas), scheduler.alphas_cumprod)
+    assert helpers.alpha_bars(scheduler.betas.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "betas, message",
+    [
+        ([0.0, 0.5], r"betas of shape \(2,\) from 0 to 0.5: expected \(T,\), all between 0 and 1"),
+        ([0.5, 1.0], "from 0.5 to 1: expected"),
+        ([-0.1, 0.5], "from -0.1 to 0.5: expected"),
+        ([0.5, 1.5], "from 0.5 to 1.5: expected"),
+        ([0, 1], "from 0 to 1: expected"),
+        ([0.5, math.nan], "expected"),
+        ([[0.1, 0.2]], r"betas of shape \(1, 2\) from 0.1 to 0.2: expected \(T,\)"),
+        (0.5, r"betas of shape \(\) from 0.5 to 0.5: expected \(T,\)"),
+    ],
+)
+def test_alpha_bars_explains_wrong_betas(betas, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.alpha_bars(torch.tensor(betas))
+
+
+ALPHA_BAR = torch.tensor([0.81, 0.5, 0.04])
+
+
+def test_q_sample_by_hand():
+    x, eps = torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([[2.0, 0.0], [5.0, -1.0]])
+    expected = [[0.9 + 2 * 0.19**0.5, -0.9], [0.2 + 5 * 0.96**0.5, 0.4 - 0.96**0.5]]
+    torch.testing.assert_close(helpers.q_sample(x, torch.tensor([0, 2]), eps, ALPHA_BAR), torch.tensor(expected))
+    torch.testing.assert_close(helpers.q_sample(x, 2, eps, ALPHA_BAR)[1], torch.tensor(expected[1]))
+
+
+@pytest.mark.parametrize("shape", [(16,), (16, 189), (16, 9, 9), (16, 9, 9, 4)])
+def test_q_sample_is_what_diffusers_adds(scheduler, shape):
+    x, eps, t = torch.randn(shape), torch.randn(shape), torch.randint(1000, (16,))
+    expected = scheduler.add_noise(x, eps, t)
+    torch.testing.assert_close(helpers.q_sample(x, t, eps, scheduler.alphas_cumprod), expected)
+    torch.testing.assert_close(helpers.q_sample(x, t.int(), eps, scheduler.alphas_cumprod.double()), expected)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(t=3), "t from 3 to 3: the schedule has the steps 0 to 2"),
+        (dict(t=-1), "t from -1 to -1: the schedule has the steps 0 to 2"),
+        (dict(t=torch.tensor([0, 3])), "t from 0 to 3"),
+        (dict(t=1.0), r"t of shape \(\) and dtype torch.float32: expected whole numbers \(B,\) or one of them"),
+        (dict(t=torch.tensor([0.0, 1.0])), r"t of shape \(2,\) and dtype torch.float32"),
+        (dict(t=torch.tensor([0, 1, 2])), r"t of shape \(3,\) and dtype torch.int64"),
+        (dict(t=torch.tensor([[0], [1]])), r"t of shape \(2, 1\)"),
+        (dict(eps=torch.zeros(2, 4)), r"x_0 \(2, 3\) torch.float32 and eps \(2, 4\): expected float tensors of one sh"),
+        (dict(eps=torch.zeros(3)), r"eps \(3,\)"),  # would broadcast
+        (dict(x_0=torch.ones(2, 3, dtype=torch.long)), r"x_0 \(2, 3\) torch.int64"),
+        (
+            dict(alpha_bar=[0.5, 0.5, 0.1]),
+            "alpha_bar must fall at every step, from at most 1 to at least 0; see helpers",
+        ),
+        (dict(alpha_bar=[0.1, 0.5, 0.9]), "alpha_bar must fall"),
+        (dict(alpha_bar=[1.1, 0.5, 0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[0.9, 0.5, -0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[0.9, math.nan, 0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[[0.9, 0.5, 0.1]]), "alpha_bar must fall"),
+    ],
+)
+def test_q_sample_explains_wrong_input(changes, message):
+    given = dict(x_0=torch.ones(2, 3), t=1, eps=torch.zeros(2, 3), alpha_bar=ALPHA_BAR) | changes
+    with pytest.raises(ValueError, match=message):
+        helpers.q_sample(**given)
+
+
+def test_posterior_mean_of_the_first_step_is_x_0():
+    x_0, x_t = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(helpers.posterior_mean(x_0, x_t, 0, [0.1, 0.2, 0.5]), x_0)
+    torch.testing.assert_close(helpers.posterior_mean(x_0, x_0 * 0.9**0.5, 0, torch.tensor([0.1])), x_0)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.5], [0.5, 1.0], [[0.1, 0.2]]])
+def test_posterior_mean_explains_wrong_betas(betas):
+    with pytest.raises(ValueError, match="betas of shape"):
+        helpers.posterior_mean(torch.ones(2), torch.ones(2), 1, betas)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 9, 8)])
+def test_kl_divergence_is_that_of_torch(shape):
+    mean, logvar = torch.randn(shape), torch.randn(shape)
+    q, prior = torch.distributions.Normal(mean, (0.5 * logvar).exp()), torch.distributions.Normal(0, 1)
+    kl = helpers.kl_divergence(mean, logvar)
+    assert kl.shape == shape[:-1] and (kl >= 0).all()
+    torch.testing.assert_close(kl, torch.distributions.kl_divergence(q, prior).sum(-1))
+    assert (helpers.kl_divergence(torch.zeros(shape), torch.zeros(shape)) == 0).all()
+
+
+def test_reparameterised_draws_are_normal_and_pass_gradients():
+    mean, logvar = torch.tensor([1.0, -2.0], requires_grad=True), torch.tensor([0.0, 2.0], requires_grad=True)
+    eps = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    z = helpers.reparameterise(mean, logvar, eps)
+    torch.testing.assert_close(z.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(z.var(0), logvar.exp(), atol=0, rtol=0.03)
+    z[0].sum().backward()
+    torch.testing.assert_close(mean.grad, torch.ones(2))
+    torch.testing.assert_close(logvar.grad, 0.5 * (0.5 * logvar).exp().detach() * eps[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Training
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -215,7 +577,7 @@ def test_what_fit_returns_and_leaves_alone():
         monitor_steps={3},
     )
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert [entry["step"] for entry in history] == [3, 100, 200, 250]
+    assert [entry["step"] for entry in history] == [3, *range(13, 250, 13), 250]
     assert history[0]["x"] == 1 and len(seen) == 1
     assert not ema.training
     assert not any(p.requires_grad for p in ema.parameters()), "the average drags the graph of every step along"

@@ -1,5 +1,6 @@
 """Shipped checkpoints: loading, sampling, and files that are missing, damaged or of another shape."""
 
+import inspect
 import json
 import pickle
 import shutil
@@ -7,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 import helpers
 
 NAMES = list(helpers.PIPELINES)
+SCHEDULES = {"graph_ddpm": helpers.GRAPH_NOISE_SCHEDULE, "latent_diffusion": helpers.NOISE_SCHEDULE}
+LATENTS = {"token_vae": (9, 8), "graph_ddpm": (189,), "latent_diffusion": (9, 8)}  # shapes of one molecule's
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -24,6 +27,32 @@ def diffusion():
 def fresh_diffusion():
     """One that a test may change."""
     return helpers.load_pipeline("latent_diffusion")
+
+
+@pytest.fixture(scope="module")
+def graph_ddpm():
+    return helpers.load_pipeline("graph_ddpm")
+
+
+def untrained(name):
+    """A small pipeline with random weights, for what does not depend on them."""
+    torch.manual_seed(0)
+    vae = helpers.TokenVAE(width=16, layers=1, latent_dim=8)
+    sizes = dict(width=32, hidden=32, depth=1, time_dim=16)
+    parts = {
+        "token_vae": [vae],
+        "graph_ddpm": [helpers.GraphDenoiser(**sizes)],
+        "latent_diffusion": [vae, helpers.LatentDenoiser(latent_dim=8, **sizes)],
+    }[name]
+    if name in SCHEDULES:
+        parts.append(DPMSolverMultistepScheduler(**SCHEDULES[name], **helpers.SAMPLER))
+    pipe = helpers.PIPELINES[name](*parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def networks(pipe):
+    return [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
 
 
 def draw(pipe, n=20, seed=0, **options):
@@ -125,7 +154,7 @@ def test_the_pickle_trap_works(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown checkpoint 'stable_diffusion'; known ones: token_vae, latent_diff"):
+    with pytest.raises(ValueError, match="unknown checkpoint 'stable_diffusion'; known ones: " + ", ".join(NAMES)):
         helpers.load_pipeline("stable_diffusion")
 
 
@@ -166,6 +195,19 @@ def test_a_saved_checkpoint_loads_and_its_card_holds_its_score(tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["token_vae"]
 
 
+def test_a_saved_graph_ddpm_loads_and_draws_the_same(tmp_path, monkeypatch):
+    real = helpers.score_checkpoint
+    monkeypatch.setattr(helpers, "score_checkpoint", lambda name, folder: real(name, folder, num_molecules=20))
+    pipe = untrained("graph_ddpm")
+    helpers.save_checkpoint("graph_ddpm", pipe, {"steps": 7}, 3, 61.4, tmp_path)
+    again = helpers.load_pipeline("graph_ddpm", tmp_path)
+    assert again.denoiser.config.width == 32 and again.scheduler.config.prediction_type == "sample"
+    pipe.to(torch.float32)  # the weights were rounded to half precision when they were saved
+    assert torch.equal(draw(again, 5, num_inference_steps=4).latents, draw(pipe, 5, num_inference_steps=4).latents)
+    assert again.card["metrics"]["N"] == again.card["metrics_fast"]["N"] == 20
+    assert again.card["metrics_fast"]["num_inference_steps"] == helpers.FAST_STEPS["graph_ddpm"]
+
+
 def test_checkpoints_are_small():
     sizes = {
         name: sum(path.stat().st_size for path in (helpers.CHECKPOINTS / name).rglob("*") if path.is_file())
@@ -184,13 +226,15 @@ def test_checkpoints_are_small():
 def test_output(name, capfd):
     pipe = helpers.load_pipeline(name)
     assert pipe.card["name"] == name
-    assert all(p.dtype == torch.float32 and not p.requires_grad for p in pipe.vae.parameters())
-    assert not pipe.vae.training
+    assert networks(pipe)
+    for network in networks(pipe):
+        assert all(p.dtype == torch.float32 and not p.requires_grad for p in network.parameters())
+        assert not network.training
     output = draw(pipe, 5)
     assert isinstance(output, helpers.MoleculeOutput) and len(output) == len(output.smiles) == 5
     assert output.atoms.shape == (5, 9) and output.bonds.shape == (5, 9, 9)
     assert output.atoms.dtype == output.bonds.dtype == np.int8
-    assert output.latents.shape == (5, 9, 8) and output.latents.dtype == torch.float32
+    assert output.latents.shape == (5, *LATENTS[name]) and output.latents.dtype == torch.float32
     helpers.check_graphs(output.atoms, output.bonds)
     assert output.smiles == helpers.to_smiles(output.atoms, output.bonds)
     assert all(smiles is None or isinstance(smiles, str) for smiles in output.smiles)
@@ -206,14 +250,25 @@ def test_the_same_seed_gives_the_same_molecules(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_without_training_too(name):
+    pipe = untrained(name)
+    first, again, other = (draw(pipe, 12, seed, batch_size=5) for seed in (0, 0, 1))
+    assert torch.equal(first.latents, again.latents) and not torch.equal(first.latents, other.latents)
+    assert first.smiles == again.smiles
+    assert (first.atoms == again.atoms).all() and (first.bonds == again.bonds).all()
+    assert first.latents.shape == (12, *LATENTS[name]) and first.latents.dtype == torch.float32
+    helpers.check_graphs(first.atoms, first.bonds)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("argument", ["num_molecules", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "3", None])
 def test_wrong_counts_are_named(name, argument, value):
-    pipe = helpers.load_pipeline(name)
     with pytest.raises(ValueError, match=f"{argument}={value!r}: expected a whole number of at least 1"):
-        pipe(**{"num_molecules": 1, argument: value})
+        untrained(name)(**{"num_molecules": 1, argument: value})
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
     "steps, message",
     [
@@ -221,28 +276,40 @@ def test_wrong_counts_are_named(name, argument, value):
         (-1, "num_inference_steps=-1"),
         (True, "num_inference_steps=True"),
         (2.0, "num_inference_steps=2.0"),
+        (1001, "num_inference_steps=1001: the noise schedule has only 1000 steps"),
         (2000, "num_inference_steps=2000: the noise schedule has only 1000 steps"),
     ],
 )
-def test_wrong_steps_are_named(diffusion, steps, message):
+def test_wrong_steps_are_named(name, steps, message):
     with pytest.raises(ValueError, match=message):
-        diffusion(1, num_inference_steps=steps)
-
-
-def test_a_scheduler_for_another_prediction_is_refused(fresh_diffusion):
-    fresh_diffusion.scheduler = DDPMScheduler(clip_sample=False)
-    with pytest.raises(ValueError, match="prediction_type is 'epsilon', the network's is 'v_prediction'.*NOISE_SCHEDU"):
-        fresh_diffusion(1)
+        untrained(name)(1, num_inference_steps=steps)
 
 
 @pytest.mark.parametrize(
-    "scheduler, options, steps",
+    "name, given, own",
     [
-        (DDIMScheduler, dict(clip_sample=False), 50),
-        (DDPMScheduler, dict(clip_sample=False), 100),
-        (EulerDiscreteScheduler, {}, 50),
+        ("latent_diffusion", "epsilon", "v_prediction"),
+        ("latent_diffusion", "sample", "v_prediction"),
+        ("graph_ddpm", "epsilon", "sample"),
+        ("graph_ddpm", "v_prediction", "sample"),
     ],
 )
+def test_a_scheduler_for_another_prediction_is_refused(name, given, own):
+    pipe = untrained(name)
+    pipe.scheduler = DDPMScheduler(prediction_type=given, clip_sample=False)
+    message = f"prediction_type is '{given}', the network's is '{own}'.*NOISE_SCHEDULE.*\"{own}\""
+    with pytest.raises(ValueError, match=message):
+        pipe(1)
+
+
+OTHERS = [
+    (DDIMScheduler, dict(clip_sample=False), 50),
+    (DDPMScheduler, dict(clip_sample=False), 100),
+    (EulerDiscreteScheduler, {}, 50),
+]
+
+
+@pytest.mark.parametrize("scheduler, options, steps", OTHERS)
 def test_other_schedulers_give_molecules_too(fresh_diffusion, scheduler, options, steps):
     fresh_diffusion.scheduler = scheduler(**helpers.NOISE_SCHEDULE, **options)
     output = draw(fresh_diffusion, 200, num_inference_steps=steps)
@@ -251,16 +318,93 @@ def test_other_schedulers_give_molecules_too(fresh_diffusion, scheduler, options
     assert len(whole) >= 160 and len(set(whole)) >= 0.9 * len(whole)
 
 
+@pytest.mark.parametrize("scheduler, options, steps", OTHERS)
+def test_other_schedulers_give_molecules_from_graph_diffusion(scheduler, options, steps):
+    pipe = helpers.load_pipeline("graph_ddpm")
+    pipe.scheduler = scheduler(**helpers.GRAPH_NOISE_SCHEDULE, **options)
+    output = draw(pipe, 200, num_inference_steps=steps)
+    whole = [smiles for smiles in output.smiles if smiles and "." not in smiles]
+    assert len(whole) >= 160 and len(set(whole)) >= 0.9 * len(whole)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("scheduler, options, _", OTHERS)
+def test_other_schedulers_fit_without_training_too(name, scheduler, options, _):
+    pipe = untrained(name)
+    pipe.scheduler = scheduler(**SCHEDULES[name], **options)
+    first, again = (draw(pipe, 6, batch_size=4, num_inference_steps=5) for _ in range(2))
+    assert torch.isfinite(first.latents).all() and first.latents.shape == (6, *LATENTS[name])
+    assert torch.equal(first.latents, again.latents), "the scheduler's noise is not the generator's"
+    helpers.check_graphs(first.atoms, first.bonds)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
-def test_a_scheduler_that_clips_latents_is_refused(fresh_diffusion, scheduler):
-    fresh_diffusion.scheduler = scheduler(**helpers.NOISE_SCHEDULE)  # clip_sample=True is diffusers' default
+def test_a_scheduler_that_clips_latents_is_refused(name, scheduler):
+    pipe = untrained(name)
+    pipe.scheduler = scheduler(**SCHEDULES[name])  # clip_sample=True is diffusers' default
     with pytest.raises(ValueError, match="clip_sample=False"):
-        fresh_diffusion(1)
+        pipe(1)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 1000])
-def test_the_fewest_and_the_most_steps(diffusion, steps):
-    assert torch.isfinite(draw(diffusion, 2, num_inference_steps=steps).latents).all()
+def test_the_fewest_and_the_most_steps(name, steps):
+    assert torch.isfinite(draw(untrained(name), 2, num_inference_steps=steps).latents).all()
+
+
+def test_latent_diffusion_survives_the_most_steps(diffusion):
+    assert torch.isfinite(draw(diffusion, 2, num_inference_steps=1000).latents).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_callback_sees_every_step(name):
+    pipe, calls = untrained(name), []
+    options = dict(batch_size=3, num_inference_steps=4)
+    output = draw(pipe, 5, callback=lambda *arguments: calls.append(arguments), **options)
+    assert torch.equal(output.latents, draw(pipe, 5, **options).latents), "looking on changed the molecules"
+    assert [call[0] for call in calls] == [pipe] * 8
+    assert [call[1] for call in calls] == [0, 1, 2, 3] * 2  # two batches, of 3 and of 2
+    times = [call[2] for call in calls]
+    assert all(isinstance(t, int) for t in times) and times[:4] == times[4:] == pipe.scheduler.timesteps.tolist()
+    for (*_, seen), size in zip(calls, [3] * 4 + [2] * 4):
+        assert seen.keys() == {"latents", "prediction"}
+        assert seen["latents"].shape == seen["prediction"].shape == (size, *LATENTS[name])
+    noise = torch.randn(3, *LATENTS[name], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(calls[0][3]["latents"], noise)  # what it starts from
+    assert not torch.equal(calls[1][3]["latents"], noise), "every step must show its own x_t"
+
+
+def test_the_predictions_of_graph_diffusion_are_expected_graphs():
+    calls = []
+    output = draw(untrained("graph_ddpm"), 5, num_inference_steps=4, callback=lambda *c: calls.append(c[3]))
+    for seen in calls:
+        atoms, pairs = (((part + 1) / 2).sum(-1) for part in helpers.split_vector(seen["prediction"]))
+        torch.testing.assert_close(atoms, torch.ones(5, 9))  # probabilities
+        torch.testing.assert_close(pairs, torch.ones(5, 36))
+    torch.testing.assert_close(output.latents, calls[-1]["prediction"])  # nothing is added after the last guess
+    atoms, bonds = helpers.vector_graph(output.latents)
+    assert (output.atoms == atoms).all() and (output.bonds == bonds).all()
+
+
+def test_the_denoiser_receives_its_previous_guess():
+    pipe, inputs, logits = untrained("graph_ddpm"), [], []
+
+    def record(network, arguments, output):
+        inputs.append(arguments), logits.append(output)
+
+    pipe.denoiser.register_forward_hook(record)
+    output = draw(pipe, 5, batch_size=3, num_inference_steps=4)
+    assert len(inputs) == 8
+    for step, (x_t, t, guess) in enumerate(inputs):
+        assert x_t.shape == (3 if step < 4 else 2, 189) and t.shape == ()
+        if step in (0, 4):  # every batch starts without one
+            assert guess is None
+        else:
+            torch.testing.assert_close(guess, helpers.expected_graph(logits[step - 1]))
+    with torch.no_grad():
+        pipe.denoiser.embed.weight[:, 189:] = 0  # deaf to its guess
+    assert not torch.allclose(output.latents, draw(pipe, 5, batch_size=3, num_inference_steps=4).latents)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,6 +422,32 @@ def test_latent_diffusion_is_as_good_as_shipped(diffusion):
     score = helpers.evaluate(draw(diffusion, 1000))
     assert score.N == 1000
     assert score.valid >= 0.93 and score.unique >= 0.95
+
+
+def test_graph_ddpm_is_as_good_as_shipped(graph_ddpm):
+    score = helpers.evaluate(draw(graph_ddpm, 1000))
+    assert score.N == 1000
+    assert score.valid >= 0.94 and score.unique >= 0.95
+
+
+def test_the_card_of_graph_ddpm_meets_the_goals():
+    card = read_card("graph_ddpm")
+    metrics = card["metrics"]
+    assert metrics["N"] == 10_000
+    assert metrics["valid"] >= 0.97 and 0.95 <= metrics["unique"] <= 0.98
+    assert metrics["fcd"] <= 0.40
+    assert metrics["cpu_ms_per_molecule"] <= 40
+    weights = helpers.CHECKPOINTS / "graph_ddpm" / "denoiser" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size <= 16e6
+
+
+def test_the_card_of_graph_ddpm_is_of_the_settings_in_the_code():
+    card = read_card("graph_ddpm")
+    default = inspect.signature(helpers.GraphDDPMPipeline.__call__).parameters["num_inference_steps"].default
+    assert card["metrics"]["num_inference_steps"] == default
+    assert card["metrics_fast"]["num_inference_steps"] == helpers.FAST_STEPS["graph_ddpm"] < default
+    assert card["metrics_fast"]["N"] == 10_000
+    assert card["metrics_fast"]["cpu_ms_per_molecule"] <= 10
 
 
 def test_the_card_meets_the_goals():

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import importlib.metadata
+import io
 import json
 import re
 import tomllib
@@ -10,6 +11,8 @@ import tomllib
 import nbformat
 import numpy as np
 import pytest
+import torch
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -126,6 +129,138 @@ def test_show_grid_explains_wrong_input(shown, arguments, message):
     assert shown == []
 
 
+def refused_molecules():
+    """Graphs that RDKit refuses: a carbon with five bonds, a fluorine with two, no atom at all."""
+    atoms, bonds = helpers.to_graphs(["FC(F)(F)F", "CF", "C"])
+    bonds[0, 0, 1:4] = bonds[0, 1:4, 0] = 2
+    bonds[1, [0, 1], [1, 0]] = 2
+    atoms[2] = helpers.NO_ATOM
+    assert helpers.to_smiles(atoms, bonds) == [None] * 3
+    return helpers.to_mols(atoms, bonds)
+
+
+def pixels(data):
+    return plt.imread(io.BytesIO(base64.b64decode(data["image/png"])))
+
+
+def test_show_grid_draws_what_rdkit_refuses(shown):
+    mols = [*refused_molecules(), Chem.MolFromSmiles("c1cccc1", sanitize=False), Chem.MolFromSmiles("CCO")]
+    before = [mol.ToBinary() for mol in mols]
+    helpers.show_grid(mols, legends="abcde", columns=5)
+    check_picture(*shown[0], alt="2D structures of ")
+    assert shown[0][1]["image/png"]["alt"].endswith("CCO")
+    panels = np.split(pixels(shown[0][0])[:100, :, :3], 5, axis=1)  # above the legends
+    assert [panel.min() < 0.9 for panel in panels] == [True, True, False, True, True]
+    assert [mol.ToBinary() for mol in mols] == before, "the caller's molecules were changed"
+
+
+def test_a_refused_molecule_is_drawn_as_it_stands():
+    carbon, *_ = refused_molecules()
+    drawn = helpers._drawable(carbon)
+    assert drawn.GetNumConformers() == 1
+    assert [bond.GetBondType() for bond in drawn.GetBonds()] == [bond.GetBondType() for bond in carbon.GetBonds()]
+    assert helpers._drawable(Chem.AddHs(Chem.MolFromSmiles("CCO"))).GetNumAtoms() == 3  # a sound one loses hydrogens
+    benzene = helpers._drawable(Chem.MolFromSmiles("c1ccccc1"))
+    assert {str(bond.GetBondType()) for bond in benzene.GetBonds()} == {"SINGLE", "DOUBLE"}
+
+
+@pytest.fixture
+def no_figure_left():
+    plt.close("all")
+    yield
+    assert not plt.get_fignums(), "a figure stays open"
+
+
+def vectors(*smiles):
+    return helpers.graph_vector(*helpers.to_graphs(smiles))
+
+
+def test_show_filmstrip(shown, no_figure_left):
+    noise = torch.randn(1, 189, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([noise, vectors("CCO", "C.C", "c1ccccc1")])
+    before = x.clone()
+    helpers.show_filmstrip(x, ["t = 999", "t = 500", "t = 20", "t = 0"], caption="Noise becomes benzene.")
+    alt = "Graphs as pictures and as structures: t = 999 not valid, t = 500 CCO, t = 20 C.C, t = 0 c1ccccc1."
+    check_picture(*shown[0], alt=alt)
+    assert shown[1][0] == {"text/markdown": "*Noise becomes benzene.*"}
+    assert torch.equal(x, before), "the caller's vectors were changed"
+
+
+def noise_graphs():
+    """Pure noise; the last three are graphs for which RDKit lays bonded atoms on one point."""
+    x = torch.randn(3000, 189, generator=torch.Generator().manual_seed(0))
+    return x[[0, 1, 2, 16, 333, 466]]
+
+
+def test_noise_can_be_drawn(shown, no_figure_left):
+    x = noise_graphs()
+    helpers.show_grid(helpers.to_mols(*helpers.vector_graph(x)))
+    helpers.show_filmstrip(x, list("abcdef"))
+    check_picture(*shown[0], alt="2D structures of")
+    check_picture(*shown[1], alt="a not valid, b not valid")
+
+
+def test_show_filmstrip_of_any_numbers(shown, no_figure_left):
+    given = [100 * vectors(*["CCO"] * 12), torch.zeros(1, 189), -torch.ones(1, 189), vectors("C").half()]
+    given += [helpers.graph_vector(np.full((1, 9), helpers.NO_ATOM), np.zeros((1, 9, 9), int))]  # no atom at all
+    for x in given:
+        helpers.show_filmstrip(x, list("abcdefghijkl")[: len(x)])
+    assert len(shown) == len(given)
+    for picture in shown:
+        check_picture(*picture, alt="Graphs as pictures and as structures: a ")
+
+
+@pytest.mark.parametrize(
+    "x, titles, message",
+    [
+        (torch.zeros(0, 189), [], "0 graph vectors with 0 titles: expected 1 to 12 of each"),
+        (torch.zeros(13, 189), ["t"] * 13, "13 graph vectors with 13 titles: expected 1 to 12 of each"),
+        (torch.zeros(2, 189), ["t"], "2 graph vectors with 1 titles"),
+        (torch.zeros(2, 189), ["t"] * 3, "2 graph vectors with 3 titles"),
+        (torch.zeros(189), ["t"], "189 graph vectors with 1 titles"),
+        (torch.zeros(2, 188), ["t"] * 2, r"a graph vector of shape \(2, 188\): expected \(\.\.\., 189\)"),
+        (torch.zeros(2, 9, 9), ["t"] * 2, r"a graph vector of shape \(2, 9, 9\)"),
+    ],
+)
+def test_show_filmstrip_explains_wrong_input(shown, no_figure_left, x, titles, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.show_filmstrip(x, titles)
+    assert shown == []
+
+
+def test_show_map(shown, no_figure_left):
+    points = np.random.default_rng(0).normal(size=(3, 2))
+    helpers.show_map(points, [0.25, 7, -1], ["C", "CCO", "c1ccccc1"], "dipole moment, D", caption="Neighbours agree.")
+    data, metadata = shown[0]
+    check_picture(data, metadata, alt="Map of 3 molecules, coloured by dipole moment, D from -1 to 7.")
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert shown[1][0] == {"text/markdown": "*Neighbours agree.*"}
+
+
+def test_show_map_of_one_and_of_many(shown, qm9):
+    for n in (1, 2000):
+        helpers.show_map(torch.zeros(n, 2), torch.ones(n), qm9.smiles[:n], "x")
+    check_picture(*shown[0], alt="Map of 1 molecules")
+    check_picture(*shown[1], alt="Map of 2,000 molecules, coloured by x from 1 to 1.")
+
+
+@pytest.mark.parametrize(
+    "points, values, smiles, message",
+    [
+        ((3, 2), (2,), 3, r"points \(3, 2\), values \(2,\), 3 SMILES: expected \(n, 2\), \(n,\), n"),
+        ((3, 2), (3,), 2, r"points \(3, 2\), values \(3,\), 2 SMILES"),
+        ((2, 2), (3,), 3, r"points \(2, 2\)"),
+        ((3, 3), (3,), 3, r"points \(3, 3\)"),
+        ((3,), (3,), 3, r"points \(3,\)"),
+        ((3, 2), (3, 1), 3, r"values \(3, 1\)"),
+    ],
+)
+def test_show_map_explains_wrong_input(shown, no_figure_left, points, values, smiles, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.show_map(np.zeros(points), np.zeros(values), ["C"] * smiles, "x")
+    assert shown == []
+
+
 @pytest.mark.parametrize("smiles", ["C=O", "c1ccccc1"])
 def test_show_graph(shown, smiles):
     atoms, bonds, _ = helpers.to_graph(smiles)
@@ -156,10 +291,11 @@ def test_figures_made_by_code():
     assert isinstance(figure, Figure)
     text = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"{k:02}" in text for k in range(1, 8))
-    figure = helpers.training_curve("latent_diffusion")
-    assert isinstance(figure, Figure)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["strictly valid, %", "FCD"]
-    for name in ("course_map", "latent_diffusion_curve"):
+    for name in ("graph_ddpm", "latent_diffusion"):
+        figure = helpers.training_curve(name)
+        assert isinstance(figure, Figure) and name in figure.get_suptitle()
+        assert [axes.get_ylabel() for axes in figure.axes] == ["strictly valid, %", "FCD"]
+    for name in ("course_map", "graph_ddpm_curve", "latent_diffusion_curve"):
         assert (helpers.ROOT / "figs" / f"{name}.png").is_file(), "make it: python helpers.py figures"
 
 
@@ -214,6 +350,7 @@ CELLS = [
     "for _ in tqdm.tqdm(range(3)): pass",
     "for _ in tqdm.tqdm(range(3), unit=' molecules', desc='QM9'): pass",
     "helpers.show_3d('C')",
+    "helpers.show_map([[0, 1], [2, 3]], [4, 5], ['C', 'CC'], 'x')",
     "import sys; print('a warning', file=sys.stderr); print('and text'); 1 + 1",
     "try:\n    socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError as error:\n    print(error)",
     "def one_hot(atoms):\n    return atoms.nothing\none_hot = helpers.checked('01.1', one_hot)",
@@ -229,12 +366,15 @@ def test_a_notebook_is_saved_without_what_needs_a_kernel(tmp_path):
     assert "widgets" not in saved.metadata
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(CELLS) + 1))
-    setup, slider, script, javascript, auto, bar, molecules, viewer, text, network, crash = (c.outputs for c in code)
+    setup, slider, script, javascript, auto, bar, molecules, viewer, live_map, text, network, crash = (
+        c.outputs for c in code
+    )
     for removed in (setup, slider, auto, bar, molecules):
         assert removed == []
     assert not [o for o in [*script, *javascript] if {"text/html", "application/javascript"} & o.data.keys()]
-    (viewer,) = viewer
-    assert set(viewer.data) == {"image/png", "text/plain"} and viewer.metadata["image/png"]["alt"]
+    for pictures in (viewer, live_map):
+        (picture,) = pictures
+        assert set(picture.data) == {"image/png", "text/plain"} and picture.metadata["image/png"]["alt"]
     assert {o.get("text", o.get("data", {}).get("text/plain")) for o in text} == {"a warning\n", "and text\n", "2"}
     assert network[0].text == "network is blocked in tests\n"
     assert "your code stopped at line 2, `return atoms.nothing`, with AttributeError" in crash[0].text
@@ -247,6 +387,70 @@ def test_a_failing_notebook_is_left_alone(tmp_path):
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         helpers.run_notebook(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["small.ipynb"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Studies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def study_cell(source):
+    return new_code_cell(source, metadata={"tags": ["study"]})
+
+
+@pytest.fixture
+def write_study(tmp_path, monkeypatch):
+    """A function that writes notebooks/77_small.ipynb of a course in an empty folder; returns that folder."""
+    monkeypatch.setattr(helpers, "ROOT", tmp_path)
+    monkeypatch.setattr(helpers, "RESULTS", tmp_path / "results")
+    (tmp_path / "notebooks").mkdir()
+
+    def write(*cells):
+        nbformat.write(new_notebook(cells=list(cells)), tmp_path / "notebooks" / "77_small.ipynb")
+        return tmp_path
+
+    return write
+
+
+def test_a_study_runs_the_tagged_cells_and_keeps_what_it_found(write_study):
+    folder = write_study(
+        new_markdown_cell("# T"),
+        study_cell("rows = [1]"),
+        new_code_cell("raise SystemExit('not of the study')"),
+        study_cell("STUDY = {'rows': lambda: rows, 'name': lambda: 'é'}"),
+    )
+    helpers.run_study("77")
+    assert [path.name for path in (folder / "results").iterdir()] == ["77_study.json"]
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert results.keys() == {"rows", "name", "machine"}
+    assert results["rows"] == [1] and results["name"] == "é" and "torch" in results["machine"]
+
+
+def test_a_failing_study_keeps_what_there_was_and_the_parts_before(write_study):
+    folder = write_study(study_cell("STUDY = {'a': lambda: 1, 'b': lambda: 2, 'c': lambda: 3}"))
+    helpers.run_study("77")
+    write_study(study_cell("STUDY = {'a': lambda: 10, 'b': lambda: 1 / 0, 'c': lambda: 30}"))
+    with pytest.raises(ZeroDivisionError):
+        helpers.run_study("77")
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert (results["a"], results["b"], results["c"]) == (10, 2, 3)
+    helpers.run_study("77", ["c"])
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert (results["a"], results["b"], results["c"]) == (10, 2, 30)
+    with pytest.raises(ValueError, match=r"unknown parts \['d'\]; notebook 77 has a, b, c"):
+        helpers.run_study("77", ["d"])
+
+
+@pytest.mark.parametrize("number", ["99", "", "0", "nonsense"])
+def test_an_unknown_study_is_explained(number):
+    with pytest.raises(ValueError, match=f"no study in notebook '{number}'; those with one have cells tagged study"):
+        helpers.run_study(number)
+
+
+def test_a_notebook_without_a_study_is_explained(write_study):
+    write_study(new_code_cell("1 + 1"), new_markdown_cell("study"))
+    with pytest.raises(ValueError, match="no study in notebook '77'"):
+        helpers.run_study("77")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,6 +481,8 @@ def test_help(arguments, capsys):
         (["train", "token_vae", "--steps", "0"], "ValueError: steps=0: expected a whole number of at least 1"),
         (["train", "token_vae", "--steps", "many"], "invalid int value: 'many'"),
         (["notebook", "none.ipynb"], "none.ipynb"),
+        (["study"], "required: number"),
+        (["study", "99"], "ValueError: no study in notebook '99'"),
     ],
 )
 def test_wrong_commands_are_explained(arguments, message, capsys):
@@ -287,5 +493,5 @@ def test_wrong_commands_are_explained(arguments, message, capsys):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown recipe 'nonsense'; known ones: token_vae, latent_diffusion"):
+    with pytest.raises(ValueError, match="unknown recipe 'nonsense'; known ones: " + ", ".join(helpers.RECIPES)):
         helpers.train("nonsense")
