@@ -717,3 +717,34 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(vae, tmp_path, monkeypatch
     with pytest.raises(type(error)):
         helpers.save_checkpoint("token_vae", helpers.TokenVAEPipeline(vae), {}, 0, 1.0, tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["token_vae", "token_vae/old"]
+
+
+def test_the_second_cosine_starts_from_half_the_rate():
+    recipe = dict(steps=100, restart=60, learning_rate=1.0, warmup=10)
+    rates = [helpers._learning_rate(recipe, step) for step in range(100)]
+    plain = [helpers._learning_rate(recipe | {"restart": 100}, step) for step in range(100)]
+    assert rates[59] < 0.03 < 0.49 < rates[60] <= 0.5 and rates[99] < 0.02
+    assert all(a >= b for a, b in zip(rates[9:59], rates[10:60])) and all(
+        a >= b for a, b in zip(rates[60:], rates[61:])
+    )
+    assert plain == [helpers._learning_rate(dict(steps=100, learning_rate=1.0, warmup=10), step) for step in range(100)]
+
+
+def test_standardised_latents(vae):
+    z = torch.randn(400, 9, 8) * torch.tensor([2.0, 1, 1, 1, 1, 1, 1, 0.01]) + 3
+    denoiser = helpers.LatentDenoiser(width=16, hidden=16, depth=1, time_dim=16)
+    ours = denoiser.set_latents(vae, z)
+    torch.testing.assert_close(ours * denoiser.latent_scale + denoiser.latent_mean, z)
+    torch.testing.assert_close(ours.mean(0), torch.zeros(9, 8), atol=1e-5, rtol=0)
+    assert abs(denoiser.latent_scale - 8 / 7) < 0.1, "the dimension without information must not count"
+    assert ours[..., 7].std() < 0.02
+
+
+def test_a_denoiser_with_a_condition():
+    torch.manual_seed(0)
+    denoiser = helpers.LatentDenoiser(width=16, hidden=16, depth=1, time_dim=16, condition_dim=5)
+    torch.nn.init.normal_(denoiser.out.weight)
+    z, t = torch.randn(3, 9, 8), torch.tensor([1, 500, 999])
+    first, second = denoiser(z, t, torch.zeros(3, 5)), denoiser(z, t, torch.eye(3, 5))
+    assert first.shape == z.shape and not torch.allclose(first, second)
+    torch.testing.assert_close(denoiser(z[:1], t[:1], torch.zeros(1, 5)), first[:1])
