@@ -3512,7 +3512,8 @@ def _check_forget(answer):
         (encoded * ~kept, "the other way round: what should be kept is forgotten"),
         (encoded * kept / (1 - p), "nothing is scaled up here: 0 means *unknown*, the other numbers stay as they are"),
         (encoded * (u[:, :1] >= p), "each group is forgotten on its own"),
-        (encoded * (u >= p).any(0)[groups], "each molecule of the batch forgets on its own"),
+        (encoded * kept[:1], "each molecule of the batch forgets on its own"),
+        (encoded, "nothing was forgotten"),
         (kept.float(), "multiply the condition by the mask"),
     ]
     _expect(answer(encoded.clone(), groups, u, p), encoded * kept, "3 molecules, groups 0 0 0 1 1, p = 0.3", hints)

@@ -477,7 +477,8 @@ WRONG = {
         (lambda c, groups, u, p: c * (u >= p)[:, groups] / (1 - p), "nothing is scaled up"),
         (lambda c, groups, u, p: c * (u[:, :1] >= p), "each group is forgotten on its own"),
         (lambda c, groups, u, p: (u >= p)[:, groups].float(), "multiply the condition"),
-        (lambda c, groups, u, p: c, "expected"),
+        (lambda c, groups, u, p: c, "nothing was forgotten"),
+        (lambda c, groups, u, p: c * (u >= p)[:1, groups], "each molecule of the batch"),
     ],
     "05.3": [
         (lambda f, z, t, a, w, s: f(z, t, a) + s * (f(z, t, a) - f(z, t, w)), "start from `without`"),
@@ -499,7 +500,7 @@ WRONG = {
     "05.5": [
         (lambda found, true: (found.argmax(-1) == true.argmax(-1)).mean(), r"share of \*rows\*"),
         (lambda found, true: (found == true).all((1, 2, 3)).mean(), "need not be 0 and 1"),
-        (lambda found, true: (found.argmax(-1) != true.argmax(-1)).any((1, 2)).mean(), "that is wrong"),
+        (lambda found, true: (found.argmax(-1) != true.argmax(-1)).any((1, 2)).mean(), "that are wrong"),
         (lambda found, true: (found.argmax(-1) == true.argmax(-1)).all((1, 2)).sum(), "not their number"),
     ],
     "05.6": [
