@@ -480,7 +480,7 @@ def test_strength_0_returns_the_molecules_and_more_changes_more(diffusion):
     for strength in (0, 0.05, 0.3, 0.6, 1):
         output = draw(diffusion, 40, 1, latents=given.latents, strength=strength, batch_size=15)
         changed.append(sum(a != b for a, b in zip(given.smiles, output.smiles)))
-    assert changed[0] == 0 and changed == sorted(changed) and changed[2] > 0 and changed[-1] >= 38
+    assert changed[0] == 0 and changed == sorted(changed) and changed[2] < 20 < changed[3] and changed[-1] >= 38
 
 
 @pytest.mark.parametrize("name", LATENT)
