@@ -9,6 +9,8 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
+from shared import SIZES
 
 import helpers
 
@@ -63,6 +65,29 @@ def qm9():
 
 
 @pytest.fixture(scope="session")
+def graphs(qm9):
+    """Atoms (32, 9) and bonds (32, 9, 9) of 32 molecules, as tensors."""
+    return torch.from_numpy(qm9.atoms[1000:1032]), torch.from_numpy(qm9.bonds[1000:1032])
+
+
+@pytest.fixture(scope="session")
+def x_0(graphs):
+    return helpers.graph_vector(*graphs)
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    return helpers.TokenVAE(width=16, layers=1, latent_dim=2)
+
+
+@pytest.fixture
+def graph_denoiser():
+    torch.manual_seed(0)
+    return helpers.GraphDenoiser(**SIZES)
+
+
+@pytest.fixture(scope="session")
 def run_python():
     """A function that runs Python with these arguments in the repository's folder and returns the finished process."""
 
@@ -71,3 +96,15 @@ def run_python():
         return subprocess.run(command, **{"cwd": helpers.ROOT, "capture_output": True, "text": True} | options)
 
     return run
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed: a list of (data, metadata)."""
+    seen = []
+
+    def display(thing, raw=False, metadata=None):
+        seen.append((thing if raw else {"text/markdown": thing.data}, metadata))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return seen

@@ -1,4 +1,4 @@
-"""Graph <-> RDKit <-> SMILES, by hand and on all of QM9."""
+"""Graph <-> RDKit <-> SMILES by hand and on all of QM9; validity; types, parts and properties."""
 
 import re
 import time
@@ -9,6 +9,7 @@ import torch
 from rdkit import Chem
 
 import helpers
+from molecule_diffusion import chemistry
 
 C, N, O, NONE = (helpers.ATOM_TYPES.index(name) for name in ("C", "N", "O", "none"))  # noqa: E741
 
@@ -212,3 +213,67 @@ def test_valency_correction(smiles, corrected):
 
 def test_valency_correction_of_nothing():
     assert helpers.corrected_smiles(Chem.Mol()) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rules and properties
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "smiles, type, part",
+    [
+        ("Oc1ccccc1", "aromatic", "ring 6+"),
+        ("COC(C)=O", "ester", "chain"),
+        ("O=C1CCO1", "ester", "ring 4"),
+        ("CNC=O", "amide", "chain"),
+        ("O=C1CC1", "carbonyl", "ring 3"),
+        ("N#CC1CC1", "nitrile", "ring 3"),
+        ("CC(N)=N", "imine", "chain"),
+        ("C#CC", "alkyne", "chain"),
+        ("C1=CCC2CC12", "alkene", "fused"),
+        ("OC1CC2(CC2)C1", "alcohol", "spiro"),
+        ("CN1CCCC1", "amine", "ring 5"),
+        ("C1CC2CCC1O2", "ether", "bridged"),
+        ("C1CC1C1CC1", "other", "separate"),
+        ("C12C3C4C1C5C4C3C25", "other", "cage"),
+        ("C1CC2CCC1C2", "other", "bridged"),
+        ("C1C2CC1C2", "other", "bridged"),
+        ("C", "other", "chain"),
+        ("CF", "other", "chain"),
+        ("C1CCCCCC1", "other", "ring 6+"),
+    ],
+)
+def test_type_and_part_by_hand(smiles, type, part):
+    mol = Chem.MolFromSmiles(smiles)
+    assert (chemistry.molecule_type(mol), chemistry.molecule_part(mol)) == (type, part)
+
+
+def test_the_classes_are_enough_to_teach_with(qm9):
+    table = helpers.describe([qm9.smiles[i] for i in qm9.test[:2000]])
+    for key, known, least in (("type", helpers.TYPES, 8), ("part", helpers.PARTS, 6)):
+        shares = table[key].value_counts(normalize=True)
+        assert set(shares.index) == set(known) and len(known) >= least
+        assert shares.max() < 0.3
+
+
+def test_describe_measures():
+    table = helpers.describe(["CCO", "c1ccccc1"])
+    assert list(table.columns) == ["smiles", "type", "part", "logP", "QED"]
+    assert table["logP"].round(3).tolist() == [-0.001, 1.687]  # RDKit's Crippen values of ethanol and benzene
+    assert helpers.describe([]).empty
+
+
+@pytest.mark.parametrize("smiles", [None, "", "C.C", "C(", 3])
+def test_describe_refuses_what_is_no_molecule(smiles):
+    with pytest.raises(ValueError, match="is not the SMILES of one connected molecule"):
+        helpers.describe(["CC", smiles])
+
+
+def test_properties_by_hand():
+    weight = [46.07, 78.11]  # ethanol, benzene
+    values = helpers.properties(["CCO", "c1ccccc1"])
+    assert values.shape == (2, len(helpers.PROPERTIES)) and helpers.properties([]).shape == (0, 4)
+    np.testing.assert_allclose(values[:, helpers.PROPERTIES.index("weight")], weight, atol=0.01)
+    assert values[:, helpers.PROPERTIES.index("rings")].tolist() == [0, 1]
+    assert (0 < values[:, 0]).all() and (values[:, 0] < 1).all() and values[0, 1] < values[1, 1]

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 import helpers
+from molecule_diffusion.exercises import checking, notebook_00, notebook_01, notebook_04
 
 NOTEBOOKS = sorted((helpers.ROOT / "notebooks").glob("*.ipynb"))
-NUMBERS = list(helpers._EXERCISES)
+NUMBERS = list(checking.EXERCISES)
 NONE = helpers.NO_ATOM
 
 
 @pytest.fixture(autouse=True)
 def nothing_solved(monkeypatch):
-    monkeypatch.setattr(helpers, "_SOLVED", set())
+    monkeypatch.setattr(checking, "SOLVED", set())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def test_the_stub_is_unsolved_and_the_notebook_goes_on(exercises, number, capsys
     names = dict(names)
     for cell in cells:
         exec(plain(cell), names)
-    assert names[checked_name(cells, number)] is helpers._EXERCISES[number][1]
+    assert names[checked_name(cells, number)] is checking.EXERCISES[number][1]
     said = capsys.readouterr().out
     assert said.startswith(f"✗ {number}: ") and "The notebook goes on with the reference solution." in said
     assert "nothing yet" in said or "no answer yet" in said or "return two things" in said
@@ -96,7 +97,7 @@ def test_the_stub_is_unsolved_and_the_notebook_goes_on(exercises, number, capsys
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_reference_passes_its_own_check(number, capsys):
-    _, reference = helpers._EXERCISES[number]
+    _, reference = checking.EXERCISES[number]
 
     def answer(*given):
         return reference(*given)
@@ -107,10 +108,10 @@ def test_the_reference_passes_its_own_check(number, capsys):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_reference_itself_does_not_count_as_solved(number, capsys):
-    _, reference = helpers._EXERCISES[number]  # as a student's name holds it after a first wrong answer
+    _, reference = checking.EXERCISES[number]  # as a student's name holds it after a first wrong answer
     assert helpers.checked(number, reference) is reference
     assert "run the cell with your own answer first" in capsys.readouterr().out
-    assert number not in helpers._SOLVED
+    assert number not in checking.SOLVED
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,11 +138,11 @@ def with_replacement(smiles, test_size, seed):
 
 
 def whole_set_for_training(smiles, test_size, seed):
-    return np.arange(len(smiles)), helpers.split(smiles, test_size, seed)[1]
+    return np.arange(len(smiles)), notebook_01.split(smiles, test_size, seed)[1]
 
 
 def no_seed(smiles, test_size, seed):
-    return helpers.split(smiles, test_size, np.random.randint(2**31))
+    return notebook_01.split(smiles, test_size, np.random.randint(2**31))
 
 
 def mask_in_place(atoms, bonds):
@@ -285,7 +286,7 @@ WRONG = {
         (lambda atoms, bonds, order: (atoms[order], bonds), "the bond matrix did not move"),
         (lambda atoms, bonds, order: (atoms[order], bonds[order]), "rows moved but columns did not"),
         (lambda atoms, bonds, order: (atoms[order], bonds[:, order]), "columns moved but rows did not"),
-        (lambda atoms, bonds, order: helpers.reorder(atoms, bonds, np.argsort(order)), "this is the inverse"),
+        (lambda atoms, bonds, order: notebook_01.reorder(atoms, bonds, np.argsort(order)), "this is the inverse"),
         (lambda atoms, bonds, order: (atoms[order], bonds[order, order]), r"expected shape \(9, 9\), got \(9,\)"),
         (lambda atoms, bonds, order: bonds[order][:, order], "return two things"),
         (
@@ -300,10 +301,13 @@ WRONG = {
         (with_replacement, "part twice; draw without replacement"),
         (lambda smiles, n, seed: (smiles[n:], smiles[:n]), "row numbers, not SMILES"),
         (whole_set_for_training, "20 rows are in both parts"),
-        (lambda smiles, n, seed: helpers.split(smiles, n, 0), "seeds 0 and 1 give the same test part"),
+        (lambda smiles, n, seed: notebook_01.split(smiles, n, 0), "seeds 0 and 1 give the same test part"),
         (no_seed, "the same seed gives two different splits"),
-        (lambda smiles, n, seed: helpers.split(smiles, n // 2, seed), "test_size was 20, the test part has 10 rows"),
-        (lambda smiles, n, seed: helpers.split(smiles, n, seed)[1], "return two things"),
+        (
+            lambda smiles, n, seed: notebook_01.split(smiles, n // 2, seed),
+            "test_size was 20, the test part has 10 rows",
+        ),
+        (lambda smiles, n, seed: notebook_01.split(smiles, n, seed)[1], "return two things"),
     ],
     "02.1": [
         (lambda mean, logvar, eps: mean + logvar * eps, "`logvar` is a logarithm"),
@@ -414,13 +418,13 @@ WRONG = {
     ],
     "04.2": [
         (lambda z_0, eps, t, ab: helpers.q_sample(z_0, t, eps, ab), "this is z_t"),
-        (lambda z_0, eps, t, ab: helpers.v_target(-z_0, eps, t, ab), "v \\*subtracts"),
-        (lambda z_0, eps, t, ab: -helpers.v_target(z_0, eps, t, ab), "this is -v"),
-        (lambda z_0, eps, t, ab: helpers.v_target(eps, z_0, t, ab), "exchanged"),
+        (lambda z_0, eps, t, ab: notebook_04.v_target(-z_0, eps, t, ab), "v \\*subtracts"),
+        (lambda z_0, eps, t, ab: -notebook_04.v_target(z_0, eps, t, ab), "this is -v"),
+        (lambda z_0, eps, t, ab: notebook_04.v_target(eps, z_0, t, ab), "exchanged"),
         (lambda z_0, eps, t, ab: ab[t][:, None] * eps - (1 - ab[t][:, None]) * z_0, "both square roots"),
         (lambda z_0, eps, t, ab: ab[t].sqrt() * eps - (1 - ab[t]).sqrt() * z_0, "add axes"),
-        (lambda z_0, eps, t, ab: helpers.v_target(z_0, eps, t, 1 - ab), "the weights are exchanged"),
-        (lambda z, eps, t, ab: helpers.v_target(z.flatten(1), eps.flatten(1), t, ab), r"z_0 of shape \(2, 9, 8\)"),
+        (lambda z_0, eps, t, ab: notebook_04.v_target(z_0, eps, t, 1 - ab), "the weights are exchanged"),
+        (lambda z, eps, t, ab: notebook_04.v_target(z.flatten(1), eps.flatten(1), t, ab), r"z_0 of shape \(2, 9, 8\)"),
     ],
     "04.3": [
         (loop("", share=0.0), "fresh noise is missing"),
@@ -444,10 +448,13 @@ WRONG = {
         (lambda timesteps, strength: timesteps[timesteps < 300], "strength 0.29"),
     ],
     "04.5": [
-        (lambda z, known, keep, t, eps, ab: helpers.inpaint_mix(z, known, ~keep, t, eps, ab), "the mask is inverted"),
+        (
+            lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z, known, ~keep, t, eps, ab),
+            "the mask is inverted",
+        ),
         (lambda z, known, keep, t, eps, ab: mix(keep[:, None], known, z), "noise them to step t first"),
         (
-            lambda z, known, keep, t, eps, ab: helpers.inpaint_mix(z.mT, known.mT, keep, t, eps.mT, ab).mT,
+            lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z.mT, known.mT, keep, t, eps.mT, ab).mT,
             "keep.:, None",
         ),
         (
@@ -463,7 +470,7 @@ WRONG = {
             lambda z, known, keep, t, eps, ab: ab[t].sqrt() * known + (1 - ab[t]).sqrt() * eps,
             "every token was replaced",
         ),
-        (lambda z, known, keep, t, eps, ab: helpers.inpaint_mix(z, known, keep, 1, eps, ab), "t = 2"),
+        (lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z, known, keep, 1, eps, ab), "t = 2"),
     ],
     "05.1": [
         (lambda type, part, types, parts: np.eye(5)[parts.index(part) + 3], "expected"),
@@ -516,12 +523,12 @@ WRONG = {
 
 
 def test_every_exercise_has_wrong_answers():
-    assert WRONG.keys() == helpers._EXERCISES.keys() and min(map(len, WRONG.values())) >= 3
+    assert WRONG.keys() == checking.EXERCISES.keys() and min(map(len, WRONG.values())) >= 3
 
 
 @pytest.mark.parametrize("number, answer, message", [(number, *case) for number in WRONG for case in WRONG[number]])
 def test_a_wrong_answer_is_told_why(number, answer, message, capsys):
-    assert helpers.checked(number, answer) is helpers._EXERCISES[number][1]
+    assert helpers.checked(number, answer) is checking.EXERCISES[number][1]
     said = capsys.readouterr().out
     assert said.startswith(f"✗ {number}: ")
     assert re.search(message, said), said
@@ -580,22 +587,44 @@ def test_a_wrong_signature_is_explained(capsys):
     assert "takes 0 positional arguments but 1 was given" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("Lib", "json", "decoder.py"),  # as on Windows, where no folder is called lib/python
+        ("Lib", "site-packages", "numpy", "core.py"),
+        ("lib", "python3.11", "dist-packages", "numpy", "core.py"),
+    ],
+)
+def test_a_librarys_line_is_known_on_every_system(parts, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(checking.sysconfig, "get_path", lambda name: str(tmp_path / "Lib"))
+    library = tmp_path.joinpath(*parts)
+    library.parent.mkdir(parents=True)
+    names = {}
+    exec(compile("def load(x):\n    raise KeyError(x)", str(library), "exec"), names)
+
+    def crashing(atoms):
+        return names["load"](atoms[0])
+
+    helpers.checked("01.1", crashing)
+    assert '`return names["load"](atoms[0])`, with KeyError' in capsys.readouterr().out
+
+
 def test_an_unknown_number_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown exercise '9.9'; known ones: 00.1, 01.1"):
         helpers.checked("9.9", None)
 
 
-def test_score_counts_the_solved_ones(capsys):
-    helpers.score("00")
-    helpers.checked("00.1", lambda *shares: helpers.new_molecules(*shares))
-    helpers.score("00")
+def test_solved_counts_the_solved_ones(capsys):
+    helpers.solved("00")
+    helpers.checked("00.1", lambda *shares: notebook_00.new_molecules(*shares))
+    helpers.solved("00")
     helpers.checked("00.1", lambda *shares: 0)  # and not any more
-    helpers.score("00")
+    helpers.solved("00")
     helpers.checked("01.1", lambda atoms: helpers.one_hot(atoms))
-    helpers.score("01")
+    helpers.solved("01")
     lines = [line for line in capsys.readouterr().out.splitlines() if "solved." in line and "✓" not in line]
     total = sum(number.startswith("01.") for number in NUMBERS)
     assert lines[:3] == ["0 of 1 solved. Still open: 00.1.", "1 of 1 solved.", "0 of 1 solved. Still open: 00.1."]
     assert lines[3].startswith(f"1 of {total} solved. Still open: 01.2, 01.3")
     with pytest.raises(ValueError, match="no exercises for notebook '99'; there are some for"):
-        helpers.score("99")
+        helpers.solved("99")

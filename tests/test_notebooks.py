@@ -1,448 +1,168 @@
-"""The lint: what must hold for every saved notebook, every page and importing helpers; and the network block."""
+"""The set-up check, running and saving notebooks, repeating studies."""
 
-import ast
+import importlib.metadata
 import json
-import os
 import re
-import statistics
+import tomllib
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import helpers
-
-FOLDER = helpers.ROOT / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MACHINE_PATH = re.compile(r"(?<![\w.~-])/(root|home|tmp|work|Users)/|\b[A-Z]:\\+Users")
-DETAILS = re.compile(r"<details>.*?</details>", re.S)
-FENCE = re.compile(r"```.*?```", re.S)
+from molecule_diffusion import notebooks
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The rules: each takes a parsed notebook and yields what is wrong with it
+# Set-up check
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def cells(notebook, kind):
-    return [cell for cell in notebook.cells if cell.cell_type == kind and cell.source.strip()]
+def test_check_setup_of_the_right_packages():
+    page = helpers.check_setup().data
+    assert "All packages are the ones the course was tested with." in page and "✗" not in page
+    project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert page.count("✓") == len(project["dependencies"])
 
 
-def outputs(notebook):
-    return [output for cell in cells(notebook, "code") for output in cell.outputs]
+@pytest.mark.parametrize("found", ["0.1", None])
+def test_check_setup_of_a_wrong_or_missing_package(monkeypatch, found):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name != "rdkit":
+            return real(name)
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    page = helpers.check_setup().data
+    assert re.search(r"Expected rdkit==[\d.]+\. Run <code>python -m pip install -e \.</code>", page)
+    assert page.count("✗") == 1 and f"<td>{found or 'missing'}</td>" in page
 
 
-def texts(notebook):
-    """Everything in it that is text: sources and the textual part of outputs."""
-    yield from (cell.source for cell in notebook.cells)
-    for output in outputs(notebook):
-        yield from (output[key] for key in ("text", "evalue") if key in output)
-        for kind, value in output.get("data", {}).items():
-            if not kind.startswith("image/") or kind == "image/svg+xml":
-                yield value if isinstance(value, str) else json.dumps(value)
+def test_check_setup_of_a_course_that_is_not_installed(monkeypatch):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    with pytest.raises(RuntimeError, match="the course is not installed: run `python -m pip install -e .`"):
+        helpers.check_setup()
 
 
-def one_clean_run(notebook):
-    counts = [cell.execution_count for cell in cells(notebook, "code")]
-    if counts != list(range(1, len(counts) + 1)):
-        yield f"execution counts are {counts}: run it top to bottom in a fresh kernel"
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving notebooks
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def no_errors(notebook):
-    for output in outputs(notebook):
-        if output.output_type == "error":
-            yield f"an error is saved: {output.ename}: {output.evalue}"
-
-
-def no_widgets(notebook):
-    if "widgets" in notebook.metadata:
-        yield "widget state is saved"
-    for output in outputs(notebook):
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-            yield "a widget is saved, which shows as nothing without a kernel"
-
-
-def no_scripts(notebook):
-    for output in outputs(notebook):
-        for kind, value in output.get("data", {}).items():
-            if kind == "application/javascript" or "<script" in str(value):
-                yield f"a script is saved in {kind}"
-
-
-def small(notebook):
-    size = len(nbformat.writes(notebook).encode())
-    if size > 1.5e6:
-        yield f"{size / 1e6:.1f} MB; at most 1.5"
-
-
-def short_cells(notebook):
-    lines = [
-        sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in cell.source.split("\n"))
-        for cell in cells(notebook, "code")
-    ]
-    for cell, n in zip(cells(notebook, "code"), lines):
-        if n > 25:
-            yield f"a code cell of {n} lines; at most 25: {cell.source[:60]!r}"
-    if lines and statistics.median(lines) > 8:
-        yield f"code cells have {statistics.median(lines)} lines in the middle; at most 8"
-
-
-def short_prose(notebook):
-    """Words between two code cells; folded text, code, the title and whole closing sections do not count."""
-    words, first = 0, True
-    for cell in notebook.cells[1:]:
-        if cell.cell_type == "code":
-            if words > 150 and not first:
-                yield f"{words} words of prose before {cell.source[:60]!r}; at most 150"
-            words, first = 0, False
-        elif not re.match(r"#+ *(references|quiz|questions)", cell.source, re.I):
-            prose = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", FENCE.sub("", DETAILS.sub("", cell.source)))
-            words += len(re.findall(r"\w[\w'’-]*", re.sub(r"<[^>]+>", "", prose)))
-
-
-def alt_texts(notebook):
-    sources = [cell.source for cell in cells(notebook, "markdown")]
-    pages = sources + [
-        output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})
-    ]
-    for source in sources:
-        for link in re.findall(r"!\[\s*\]\([^)]*\)", source):
-            yield f"no alt text: {link}"
-    for page in pages:
-        for tag in re.findall(r"<img\b[^>]*>", page):
-            alt = re.search(r"""\balt\s*=\s*(["'])(.*?)\1""", tag, re.S)
-            if not alt or not alt[2].strip():
-                yield f"no alt text: {tag[:80]}"
-    for output in outputs(notebook):
-        if "image/png" in output.get("data", {}) and not output.metadata.get("image/png", {}).get("alt", "").strip():
-            yield "a picture without alt text: show it with helpers.show_figure or helpers.show_image"
-
-
-def no_remote_files(notebook):
-    for text in texts(notebook):
-        for address in re.findall(r"https?://[^\s\"'<>)]+\.(?:js|css|png|jpe?g|svg)\b", text):
-            yield f"needs a network: {address}"
-
-
-def no_machine_paths(notebook):
-    for text in texts(notebook):
-        for found in MACHINE_PATH.finditer(text):
-            yield f"a path of one machine: {text[found.start() : found.start() + 60]!r}"
-
-
-def no_installs(notebook):
-    for cell in cells(notebook, "code"):
-        if re.search(r"\b(pip|conda|mamba)3?\b.*\binstall\b", cell.source):
-            yield f"installs something: {cell.source[:60]!r}"
-
-
-def one_setup_cell(notebook):
-    importing = [bool(re.search(r"^\s*(import|from) helpers\b", c.source, re.M)) for c in cells(notebook, "code")]
-    if importing != [True] + [False] * (len(importing) - 1):
-        yield f"helpers must be imported in the first code cell and only there; it is in {importing.count(True)}"
-
-
-def known_names(notebook):
-    """Every `helpers.x`, in code and in prose, is public, and takes the arguments that it is called with."""
-    code = [cell.source for cell in cells(notebook, "code")]
-    prose = [cell.source for cell in cells(notebook, "markdown")]
-    code += [block for text in prose for block in re.findall(r"```python\n(.*?)```", text, re.S)]
-    used = {name for text in prose for name in re.findall(r"\bhelpers\.([A-Za-z]\w*)", text)} - {"py"}
-    for source in code:
-        try:
-            tree = ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M))
-        except SyntaxError as error:
-            yield f"{error}: {source[:60]!r}"
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "helpers":
-                used |= {alias.name for alias in node.names}
-            elif name := helpers_name(node):
-                used.add(name)
-            if isinstance(node, ast.Call) and (name := helpers_name(node.func)) and hasattr(helpers, name):
-                yield from wrong_arguments(name, node)
-    for name in sorted(used - set(helpers.__all__)):
-        yield (
-            f"helpers.{name} is not in helpers.__all__" if hasattr(helpers, name) else f"helpers.{name} does not exist"
-        )
-
-
-def helpers_name(node):
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "helpers":
-        return node.attr
-
-
-def wrong_arguments(name, call):
-    signature = helpers.inspect.signature(getattr(helpers, name))
-    if any(isinstance(argument, ast.Starred) for argument in call.args):
-        positional = []  # how many there are shows only when it runs
-    else:
-        positional = call.args
-    try:
-        signature.bind_partial(*positional, **{k.arg: k.value for k in call.keywords if k.arg})
-    except TypeError as error:
-        yield f"helpers.{name}{signature}: {error}"
-
-
-def links_lead_somewhere(notebook):
-    for cell in cells(notebook, "markdown"):
-        yield from missing_links(cell.source, FOLDER)
-
-
-def missing_links(text, folder):
-    targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text) + re.findall(r"<img\b[^>]*\bsrc=[\"']([^\"']+)", text)
-    for target in targets:
-        path = target.split("#")[0]
-        if path and not re.match(r"[a-z]+:", path) and not (folder / path).exists():
-            yield f"nothing at {target}"
-
-
-RULES = [
-    one_clean_run,
-    no_errors,
-    no_widgets,
-    no_scripts,
-    small,
-    short_cells,
-    short_prose,
-    alt_texts,
-    no_remote_files,
-    no_machine_paths,
-    no_installs,
-    one_setup_cell,
-    known_names,
-    links_lead_somewhere,
+CELLS = [
+    "import ipywidgets, socket, tqdm, tqdm.auto\nfrom IPython.display import HTML, Javascript\nimport helpers",
+    "ipywidgets.IntSlider()",
+    "HTML('<b>x</b><script>1</script>')",
+    "Javascript('1')",
+    "for _ in tqdm.auto.tqdm(range(3)): pass",
+    "for _ in tqdm.tqdm(range(3)): pass",
+    "for _ in tqdm.tqdm(range(3), unit=' molecules', desc='QM9'): pass",
+    "helpers.show_3d('C')",
+    "helpers.show_map([[0, 1], [2, 3]], [4, 5], ['C', 'CC'], 'x')",
+    "import sys; print('a warning', file=sys.stderr); print('and text'); 1 + 1",
+    "try:\n    socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError as error:\n    print(error)",
+    "def one_hot(atoms):\n    return atoms.nothing\none_hot = helpers.checked('01.1', one_hot)",
 ]
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def notebook(request):
-    return nbformat.read(request.param, as_version=4)
+def test_a_notebook_is_saved_without_what_needs_a_kernel(tmp_path):
+    path = tmp_path / "small.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# T"), *map(new_code_cell, CELLS)]), path)
+    notebooks.run_notebook(path)
+    saved = nbformat.read(path, as_version=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["small.ipynb"]
+    assert "widgets" not in saved.metadata
+    code = [cell for cell in saved.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(CELLS) + 1))
+    setup, slider, script, javascript, auto, bar, molecules, viewer, live_map, text, network, crash = (
+        c.outputs for c in code
+    )
+    for removed in (setup, slider, auto, bar, molecules):
+        assert removed == []
+    assert not [o for o in [*script, *javascript] if {"text/html", "application/javascript"} & o.data.keys()]
+    for pictures in (viewer, live_map):
+        (picture,) = pictures
+        assert set(picture.data) == {"image/png", "text/plain"} and picture.metadata["image/png"]["alt"]
+    assert {o.get("text", o.get("data", {}).get("text/plain")) for o in text} == {"a warning\n", "and text\n", "2"}
+    assert network[0].text == "network is blocked in tests\n"
+    assert "your code stopped at line 2, `return atoms.nothing`, with AttributeError" in crash[0].text
 
 
-def test_the_notebooks_are_there():
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{k:02}_" for k in range(len(NOTEBOOKS))]
-    assert len(NOTEBOOKS) >= 2
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_notebooks_keep(rule, notebook):
-    assert list(rule(notebook)) == []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The rules themselves, on notebooks that break them
-# ---------------------------------------------------------------------------------------------------------------------
-
-SETUP = "import helpers"
-PICTURE = {"image/png": "AAAA", "text/plain": "a picture"}
-TMP, ROOT_PATH, WINDOWS = "/" + "tmp/x", "/" + "root/x", "C:" + "\\Users\\me"
-
-
-def make(*parts, **metadata):
-    """A notebook from markdown texts (starting with #) and code cells: a source or (source, outputs)."""
-    made, count = [], 0
-    for part in ("# Title", SETUP, *parts):
-        if isinstance(part, str) and part.startswith("#"):
-            made.append(new_markdown_cell(part))
-        else:
-            count += 1
-            source, found = part if isinstance(part, tuple) else (part, [])
-            made.append(new_code_cell(source, outputs=found, execution_count=count))
-    return new_notebook(cells=made, metadata=metadata)
-
-
-def shown(data, **metadata):
-    return new_output("display_data", data, metadata=metadata)
-
-
-def uncounted(notebook):
-    notebook.cells[-1].execution_count = 7
-    return notebook
-
-
-GOOD = make(
-    "# Text\n![a ring](../figs/course_map.png) [glossary](../GLOSSARY.md) <img alt='a' src='../figs/course_map.png'>",
-    ("x = 1\nx", [new_output("execute_result", {"text/plain": "1"}, execution_count=2)]),
-    ("helpers.show_grid(['C'], columns=2)", [shown(PICTURE, **{"image/png": {"alt": "methane"}})]),
-    "# More\n`helpers.load_qm9()` in helpers.py, https://example.org/page\n```python\nhelpers.to_graph('C')\n```",
-    ("%timeit helpers.to_graph('C')", [new_output("stream", text="1 ms\n")]),
-    "# Quiz\n" + "word " * 200,
-    "helpers.mask_bonds(*helpers.to_graph('C')[:2])",
-    "# Next\n<details><summary>Solution</summary>" + "word " * 200 + "</details>",
-    "helpers.results_table([])",
-)
-
-BAD = [
-    (one_clean_run, uncounted(make("1"))),
-    (no_errors, make(("1 / 0", [new_output("error", ename="ZeroDivisionError", evalue="x", traceback=[])]))),
-    (no_widgets, make("1", widgets={"state": {}})),
-    (no_widgets, make(("w", [shown({"application/vnd.jupyter.widget-view+json": {"model_id": "1"}})]))),
-    (no_scripts, make(("h", [shown({"text/html": "<b>x</b><script>1</script>"})]))),
-    (no_scripts, make(("h", [shown({"application/javascript": "1"})]))),
-    (small, make(("p", [shown({"image/png": "A" * 1_600_000})]))),
-    (short_cells, make("\n".join(f"x = {k}" for k in range(26)), *["1"] * 5)),
-    (short_cells, make("\n".join(f"x = {k}" for k in range(9)), "\n".join(f"x = {k}" for k in range(9)))),
-    (short_prose, make("# Text\n" + "word " * 151, "1")),
-    (short_prose, make("# Text\n" + "word " * 80, "# More\n" + "word " * 80, "1")),
-    (alt_texts, make("# Text\n![](../figs/course_map.png)")),
-    (alt_texts, make("# Text\n<img src='../figs/course_map.png'>")),
-    (alt_texts, make("# Text\n<img alt='' src='../figs/course_map.png'>")),
-    (alt_texts, make(("p", [shown(PICTURE)]))),
-    (alt_texts, make(("p", [shown({"text/html": "<img src='data:image/png;base64,AAAA'>"})]))),
-    (no_remote_files, make("# Text\n![x](https://example.org/x.png)")),
-    (no_remote_files, make(("h", [shown({"text/html": "<link href='https://cdn.example.org/a.css'>"})]))),
-    (no_remote_files, make("url = 'http://cdn.example.org/a.min.js?v=1'")),
-    (no_machine_paths, make(f"open('{TMP}')")),
-    (no_machine_paths, make(("1", [new_output("stream", text=f"saved to {ROOT_PATH}")]))),
-    (no_machine_paths, make(("1", [shown({"text/html": f"<p>{WINDOWS}</p>"})]))),
-    (no_installs, make("%pip install x")),
-    (no_installs, make("!python -m pip install x")),
-    (one_setup_cell, make("import helpers")),
-    (one_setup_cell, make("from helpers import one_hot")),
-    (known_names, make("helpers.load_qm8()")),
-    (known_names, make("helpers._qm9()")),
-    (known_names, make("helpers.show_grid(['C'], colums=2)")),
-    (known_names, make("helpers.load_qm9(3)")),
-    (known_names, make("f = [helpers.LatentDenoiser(widht=3)]")),
-    (known_names, make("# Text\n`helpers.load_qm8()`")),
-    (known_names, make("# Text\n```python\nhelpers.show_grid(['C'], colums=2)\n```")),
-    (known_names, make("def broken(:")),
-    (links_lead_somewhere, make("# Text\n[next](99_missing.ipynb)")),
-    (links_lead_somewhere, make("# Text\n<img alt='x' src='missing.png'>")),
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_good_notebook_passes(rule):
-    assert list(rule(GOOD)) == []
-
-
-@pytest.mark.parametrize("rule, bad", BAD, ids=lambda x: getattr(x, "__name__", ""))
-def test_a_bad_notebook_is_caught(rule, bad):
-    assert list(rule(bad)) != []
-
-
-def test_every_rule_is_tested():
-    assert {rule for rule, _ in BAD} == set(RULES)
+def test_a_failing_notebook_is_left_alone(tmp_path):
+    path = tmp_path / "small.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("1 + 1"), new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        notebooks.run_notebook(path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["small.ipynb"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pages and code
+# Studies
 # ---------------------------------------------------------------------------------------------------------------------
 
-TEXT_SUFFIXES = {".md", ".py", ".toml", ".yml", ".json", ".ipynb", ""}
+
+def study_cell(source):
+    return new_code_cell(source, metadata={"tags": ["study"]})
 
 
-def text_files():
-    """The repository's text files, found without git, which a downloaded archive does not have."""
-    shipped = ["*", "notebooks/*", "tests/*", ".ci/*", "data/results/*", "data/checkpoints/**/*"]
-    found = {path for pattern in shipped for path in helpers.ROOT.glob(pattern) if path.is_file()}
-    return sorted(path for path in found if path.suffix in TEXT_SUFFIXES and path.name != ".DS_Store")
+@pytest.fixture
+def write_study(tmp_path, monkeypatch):
+    """A function that writes notebooks/77_small.ipynb of a course in an empty folder; returns that folder."""
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "RESULTS", tmp_path / "results")
+    (tmp_path / "notebooks").mkdir()
+
+    def write(*cells):
+        nbformat.write(new_notebook(cells=list(cells)), tmp_path / "notebooks" / "77_small.ipynb")
+        return tmp_path
+
+    return write
 
 
-PAGES = [path for path in text_files() if path.suffix == ".md"]
+def test_a_study_runs_the_tagged_cells_and_keeps_what_it_found(write_study):
+    folder = write_study(
+        new_markdown_cell("# T"),
+        study_cell("rows = [1]"),
+        new_code_cell("raise SystemExit('not of the study')"),
+        study_cell("STUDY = {'rows': lambda: rows, 'name': lambda: 'é'}"),
+    )
+    notebooks.run_study("77")
+    assert [path.name for path in (folder / "results").iterdir()] == ["77_study.json"]
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert results.keys() == {"rows", "name", "machine"}
+    assert results["rows"] == [1] and results["name"] == "é" and "torch" in results["machine"]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(helpers.ROOT).as_posix())
-def test_pages_name_only_files_that_exist(path):
-    text = path.read_text(encoding="utf-8")
-    assert list(missing_links(text, path.parent)) == []
-    named = set(re.findall(r"(?<![\w/.])(?:data|figs|notebooks|tests)/[\w./-]*\w", text))
-    placeholders = {name for name in named if "NAME" in name}
-    assert [name for name in sorted(named - placeholders) if not (helpers.ROOT / name).exists()] == []
+def test_a_failing_study_keeps_what_there_was_and_the_parts_before(write_study):
+    folder = write_study(study_cell("STUDY = {'a': lambda: 1, 'b': lambda: 2, 'c': lambda: 3}"))
+    notebooks.run_study("77")
+    write_study(study_cell("STUDY = {'a': lambda: 10, 'b': lambda: 1 / 0, 'c': lambda: 30}"))
+    with pytest.raises(ZeroDivisionError):
+        notebooks.run_study("77")
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert (results["a"], results["b"], results["c"]) == (10, 2, 3)
+    notebooks.run_study("77", ["c"])
+    results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
+    assert (results["a"], results["b"], results["c"]) == (10, 2, 30)
+    with pytest.raises(ValueError, match=r"unknown parts \['d'\]; notebook 77 has a, b, c"):
+        notebooks.run_study("77", ["d"])
 
 
-def test_pages_hold_no_placeholder():
-    leftovers = re.compile(r"\b(TODO|FIXME|TBD|XXX|RESULTS_TABLE)\b")
-    assert [path.name for path in PAGES if leftovers.search(path.read_text(encoding="utf-8"))] == []
+@pytest.mark.parametrize("number", ["99", "", "0", "nonsense"])
+def test_an_unknown_study_is_explained(number):
+    with pytest.raises(ValueError, match=f"no study in notebook '{number}'; those with one have cells tagged study"):
+        notebooks.run_study(number)
 
 
-@pytest.mark.parametrize("path", text_files(), ids=lambda path: path.relative_to(helpers.ROOT).as_posix())
-def test_files_hold_no_path_of_one_machine(path):
-    found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
-    assert not found, found
-
-
-@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=" ".join)
-def test_ruff(run_python, arguments):
-    result = run_python("-m", "ruff", *arguments, "--no-cache", ".")
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-def test_all_public_names_exist():
-    assert len(helpers.__all__) == len(set(helpers.__all__))
-    assert [name for name in helpers.__all__ if not hasattr(helpers, name)] == []
-
-
-IMPORT = """
-import ast, json, random, sys, time, warnings
-from pathlib import Path
-import numpy, torch
-# what helpers imports is imported first, so that only what helpers itself does is seen
-tree = ast.parse(Path(sys.argv[1]).read_text(encoding="utf-8"))
-for node in tree.body:
-    if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom) and node.module != "__future__":
-        exec(ast.unparse(node), {})
-def state():
-    return [torch.initial_seed(), str(torch.random.get_rng_state().sum()), random.getstate(),
-            str(numpy.random.get_state()), warnings.filters[:], torch.get_num_threads(), torch.get_default_dtype()]
-before, modules = state(), set(sys.modules)
-import helpers
-unchanged = before == state()
-heavy = "matplotlib pandas fcd IPython torch_geometric scipy.stats".split()
-print(json.dumps([unchanged, [name for name in heavy if name in set(sys.modules) - modules]]))
-"""
-
-
-def test_importing_helpers_changes_nothing(run_python, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in helpers.ROOT.glob("data/**/*")}
-    options = {
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": os.pathsep.join([str(helpers.ROOT), os.environ["PYTHONPATH"]]),
-    }
-    result = run_python("-c", IMPORT, helpers.__file__, cwd=tmp_path, env=os.environ | options)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == [True, []]
-    assert list(tmp_path.iterdir()) == []
-    assert {path: path.stat().st_mtime_ns for path in helpers.ROOT.glob("data/**/*")} == before
-
-
-def test_importing_helpers_is_quick(run_python):
-    result = run_python("-c", "import helpers, time; print(time.process_time())")
-    assert float(result.stdout) < 15
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The network block that conftest.py puts on every process started by a test, notebook kernels included
-# ---------------------------------------------------------------------------------------------------------------------
-
-BLOCKED = """
-import asyncio, socket, threading
-def refused(action, *arguments):
-    try:
-        action(*arguments)
-    except OSError as error:
-        return str(error) == "network is blocked in tests"
-assert refused(socket.create_connection, ("192.0.2.1", 80), 1)
-assert refused(socket.socket().connect, ("192.0.2.1", 80))
-assert refused(socket.socket().connect_ex, ("192.0.2.1", 80))
-assert refused(socket.socket(socket.AF_INET6).connect, ("2001:db8::1", 80))
-assert refused(socket.getaddrinfo, "example.org", 80)
-import urllib.request, urllib.error
-try:
-    urllib.request.urlopen("http://example.org")
-except urllib.error.URLError as error:
-    assert "network is blocked in tests" in str(error)
-server = socket.create_server(("127.0.0.1", 0))
-port = server.getsockname()[1]
-for host in ("127.0.0.1", "localhost"):
-    socket.create_connection((host, port), 5).close()
-assert socket.socket().connect_ex(("127.0.0.1", port)) == 0
-asyncio.run(asyncio.sleep(0))
-print("blocked")
-"""
-
-
-def test_processes_of_the_tests_reach_no_network(run_python):
-    result = run_python("-c", BLOCKED)
-    assert result.stdout.strip() == "blocked", result.stderr
+def test_a_notebook_without_a_study_is_explained(write_study):
+    write_study(new_code_cell("1 + 1"), new_markdown_cell("study"))
+    with pytest.raises(ValueError, match="no study in notebook '77'"):
+        notebooks.run_study("77")

@@ -16,7 +16,7 @@ def test_results_table_agrees_with_cards_and_framing():
     rows = {re.split("[,(]", row[0])[0].replace("`", "").strip(): row[1:] for row in _rows()}
     framing = helpers.framing_rows(10_000)
     expected = {row.name: row.as_dict() for row in framing}
-    for name in helpers.PIPELINES:
+    for name in helpers.RECIPES:
         card = json.loads((helpers.CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
         if "valid" not in card["metrics"]:  # the oracle generates nothing
             continue

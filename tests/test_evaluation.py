@@ -9,6 +9,7 @@ import torch
 from rdkit import Chem
 
 import helpers
+from molecule_diffusion import evaluation
 
 
 @pytest.mark.parametrize(
@@ -116,21 +117,22 @@ def test_graphs_output_and_smiles_score_alike(qm9):
         assert getattr(from_smiles, name) == pytest.approx(getattr(expected, name)), name
 
 
-def test_properties_by_hand():
-    weight = [46.07, 78.11]  # ethanol, benzene
-    values = helpers.properties(["CCO", "c1ccccc1"])
-    assert values.shape == (2, len(helpers.PROPERTIES)) and helpers.properties([]).shape == (0, 4)
-    np.testing.assert_allclose(values[:, helpers.PROPERTIES.index("weight")], weight, atol=0.01)
-    assert values[:, helpers.PROPERTIES.index("rings")].tolist() == [0, 1]
-    assert (0 < values[:, 0]).all() and (values[:, 0] < 1).all() and values[0, 1] < values[1, 1]
-
-
 def test_property_distance_by_hand(monkeypatch):
     """W1 of rings: half of ours have one ring, of the reference none, so half a ring has to be moved."""
     reference = helpers.properties(["CCO", "CO"])
-    monkeypatch.setattr(helpers, "_reference", lambda: {"properties": reference})
-    assert helpers._property_distances(["CCO", "C1CC1"])["rings"] == pytest.approx(0.5)
-    assert helpers._property_distances(["CO", "CCO"]) == pytest.approx(dict.fromkeys(helpers.PROPERTIES, 0))
+    monkeypatch.setattr(evaluation, "reference", lambda: {"properties": reference})
+    assert evaluation.property_distances(["CCO", "C1CC1"])["rings"] == pytest.approx(0.5)
+    assert evaluation.property_distances(["CO", "CCO"]) == pytest.approx(dict.fromkeys(helpers.PROPERTIES, 0))
+
+
+def test_obedience_by_hand():
+    smiles = ["CCO", "CCO", "CC", None, "CNC=O", "C.C"]
+    output = helpers.MoleculeOutput(smiles, np.zeros((6, 9)), np.zeros((6, 9, 9)), None)
+    assert output.valid.tolist() == [True, True, True, False, True, False]
+    asked = {"type": ["alcohol", "alcohol", "alcohol", "alcohol", "amide", "amide"], "part": "chain"}
+    found = helpers.obedience(output, asked)
+    assert found["type_by_class"] == {"alcohol": pytest.approx(2 / 3), "amide": 1.0}
+    assert found["type_obeyed"] == pytest.approx((2 / 3 + 1) / 2) and found["part_obeyed"] == 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,15 +142,15 @@ def test_property_distance_by_hand(monkeypatch):
 
 def test_fcd_is_that_of_the_fcd_package(qm9, monkeypatch):
     ours, others = ([qm9.smiles[i] for i in part[:150]] for part in (qm9.train, qm9.test))
-    mean, covariance = helpers._fcd_statistics(others)
-    monkeypatch.setattr(helpers, "_reference", lambda: {"mean": mean, "covariance": covariance})
-    assert helpers._fcd(ours) == pytest.approx(fcd.get_fcd(ours, others, device="cpu"), rel=1e-3)
-    assert helpers._fcd(others) == pytest.approx(0, abs=1e-3)
+    mean, covariance = evaluation.fcd_statistics(others)
+    monkeypatch.setattr(evaluation, "reference", lambda: {"mean": mean, "covariance": covariance})
+    assert evaluation.fcd_to_test(ours) == pytest.approx(fcd.get_fcd(ours, others, device="cpu"), rel=1e-3)
+    assert evaluation.fcd_to_test(others) == pytest.approx(0, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
 def thousand():
-    return helpers._compute_framing(1000)
+    return evaluation.compute_framing(1000)
 
 
 def test_framing_rows_are_those_in_the_file(thousand):
@@ -163,7 +165,7 @@ def test_framing_rows_are_those_in_the_file(thousand):
 
 @pytest.mark.parametrize("n", [1000, 10_000])
 def test_framing_rows_frame(n):
-    assert str(n) in json.loads(helpers.FRAMING.read_text(encoding="utf-8")), "framing.json lacks this N"
+    assert str(n) in json.loads(evaluation.FRAMING.read_text(encoding="utf-8")), "framing.json lacks this N"
     training, noise = helpers.framing_rows(n)
     assert training.N == noise.N == n
     distinct = 115_251 * (1 - (1 - 1 / 115_251) ** n)  # expected of n draws with replacement
@@ -206,11 +208,11 @@ def test_a_score_can_be_saved_and_shown():
 def own_reference(tmp_path, monkeypatch):
     """The path of a copy of data/reference.npz that is read instead of it."""
     path = tmp_path / "reference.npz"
-    path.write_bytes(helpers.REFERENCE.read_bytes())
-    monkeypatch.setattr(helpers, "REFERENCE", path)
-    helpers._reference.cache_clear()
+    path.write_bytes(evaluation.REFERENCE.read_bytes())
+    monkeypatch.setattr(evaluation, "REFERENCE", path)
+    evaluation.reference.cache_clear()
     yield path
-    helpers._reference.cache_clear()
+    evaluation.reference.cache_clear()
 
 
 def of_another_split(path):
@@ -235,7 +237,7 @@ def test_a_reference_that_does_not_fit(own_reference, damage, error, message):
 
 
 def test_the_reference_is_of_the_test_molecules(qm9):
-    reference = helpers._reference()
+    reference = evaluation.reference()
     rows = [0, 5000, 9999]
     expected = helpers.properties([qm9.smiles[qm9.test[i]] for i in rows])
     np.testing.assert_allclose(reference["properties"][rows], expected, rtol=1e-5)

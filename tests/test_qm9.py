@@ -1,4 +1,4 @@
-"""QM9 and its cache, geometries, PyG's features, and files of SMILES."""
+"""QM9: the data, geometries, PyG's features, and the cache with everything that can damage it."""
 
 import errno
 import hashlib
@@ -15,6 +15,7 @@ from torch_geometric.datasets import QM9 as PygQM9
 from torch_geometric.datasets.qm9 import atomrefs
 
 import helpers
+from molecule_diffusion import qm9 as room
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The data
@@ -23,7 +24,7 @@ import helpers
 
 def test_counts(qm9):
     assert (len(qm9), qm9.dropped) == (130_251, 580)
-    assert len(qm9) + qm9.dropped == helpers.QM9_MOLECULES == 130_831
+    assert len(qm9) + qm9.dropped == room.QM9_MOLECULES == 130_831
     assert qm9.atoms.shape == (130_251, 9) and qm9.bonds.shape == (130_251, 9, 9)
     assert qm9.targets.shape == (130_251, 19) and qm9.targets.dtype == np.float32
     assert np.isfinite(qm9.targets).all()
@@ -68,9 +69,17 @@ def test_an_unknown_target_lists_the_known_ones(qm9):
         qm9.target("HOMO")
 
 
+def test_the_halves_share_no_molecule(qm9):
+    first, second = qm9.halves()
+    assert abs(len(first) - len(second)) < 100 and len(first) + len(second) == len(qm9.train)
+    assert not {qm9.smiles[i] for i in first} & {qm9.smiles[i] for i in second}
+    assert set(first) | set(second) == set(qm9.train)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Geometries and PyG
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 # the molecules whose coordinates come in another order than their SMILES, e.g. HC≡C-C≡N
 REORDERED = [3, 22, 23, 474, 50603, 51135, 58007, 129893]
@@ -105,7 +114,7 @@ def pyg(qm9, tmp_path_factory):
     with Chem.SDWriter(str(raw / "gdb9.sdf")) as writer:
         for i in rows:
             writer.write(qm9.mol(i))
-    source = pd.concat([pd.read_csv(path) for path in helpers._qm9pack_files()], ignore_index=True).iloc[qm9.row[rows]]
+    source = pd.concat([pd.read_csv(path) for path in room.qm9pack_files()], ignore_index=True).iloc[qm9.row[rows]]
     columns = "RotA_GHz RotB_GHz RotC_GHz Dipole_debye Polarizability_bohr3 HOMO_au LUMO_au HOMO_LUMO_gap_au R2_bohr2"
     columns += " ZPVE_au InternalEnergy_0K_au InternalEnergy_298K_au Enthalphy_298K_au GibbsFreeEnergy_298K_au"
     columns += " Heatcapacity_Cv_cal_mol_K"
@@ -156,7 +165,7 @@ def test_negative_rows_of_to_pyg_count_from_the_end(qm9):
 
 
 def test_the_cache_is_small_and_loads_within_a_second(qm9):
-    assert helpers.QM9_CACHE.stat().st_size <= 12e6
+    assert room.QM9_CACHE.stat().st_size <= 12e6
     seconds = []
     for _ in range(3):
         started = time.process_time()  # of this process alone, however busy the machine
@@ -169,7 +178,8 @@ BUILD = """
 import json, sys, time
 from pathlib import Path
 import helpers
-helpers.QM9_CACHE = Path(sys.argv[1])
+from molecule_diffusion import qm9 as room
+room.QM9_CACHE = Path(sys.argv[1])
 started = time.process_time()
 helpers.load_qm9()
 seconds = time.process_time() - started
@@ -194,7 +204,7 @@ def test_building_from_qm9pack(qm9, run_python, tmp_path, monkeypatch):
     assert peak <= 1.5e9
     assert seconds <= 60  # CPU seconds; 25 on a laptop of today
     assert "SMILES to graphs: 100%" in result.stderr
-    monkeypatch.setattr(helpers, "QM9_CACHE", cache)
+    monkeypatch.setattr(room, "QM9_CACHE", cache)
     again = helpers.load_qm9()
     assert again.smiles == qm9.smiles
     for name in ("atoms", "bonds", "targets", "index", "row"):
@@ -204,14 +214,14 @@ def test_building_from_qm9pack(qm9, run_python, tmp_path, monkeypatch):
 @pytest.fixture
 def small_cache(qm9, tmp_path, monkeypatch):
     """The path of a good cache of 40 molecules, which is also what a rebuild makes."""
-    with np.load(helpers.QM9_CACHE) as file:
+    with np.load(room.QM9_CACHE) as file:
         columns = {name: file[name] for name in file.files if name != "checksum"}
     columns |= {name: columns[name][:40] for name in ("atoms", "pairs", "targets", "index", "row")}
     columns["smiles"] = np.frombuffer("\n".join(qm9.smiles[:40]).encode(), np.uint8)
-    monkeypatch.setattr(helpers, "QM9_CACHE", tmp_path / "cache.npz")
-    monkeypatch.setattr(helpers, "_build_qm9", lambda: dict(columns))
+    monkeypatch.setattr(room, "QM9_CACHE", tmp_path / "cache.npz")
+    monkeypatch.setattr(room, "build_qm9", lambda: dict(columns))
     helpers.load_qm9()
-    return helpers.QM9_CACHE
+    return room.QM9_CACHE
 
 
 def flip_middle(content):
@@ -222,7 +232,7 @@ def flip_middle(content):
 def with_other_columns(path):
     """A sound file of another version: its checksum is right, its columns are not ours."""
     columns = {"graphs": np.zeros(3)}
-    np.savez_compressed(path, checksum=helpers._checksum(columns), **columns)
+    np.savez_compressed(path, checksum=room.checksum(columns), **columns)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +289,7 @@ def test_an_interrupt_while_writing_leaves_the_old_cache(small_cache, monkeypatc
 
 @pytest.fixture
 def no_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(helpers, "QM9_CACHE", tmp_path / "none.npz")
+    monkeypatch.setattr(room, "QM9_CACHE", tmp_path / "none.npz")
 
 
 def test_missing_qm9pack(no_cache, monkeypatch):
@@ -308,94 +318,12 @@ def test_a_missing_file_of_qm9pack(no_cache, monkeypatch, tmp_path):
     ],
 )
 def test_truncated_files_of_qm9pack(no_cache, monkeypatch, tmp_path, cut, message):
-    paths = [tmp_path / path.name for path in helpers._qm9pack_files()]
-    for source, target in zip(helpers._qm9pack_files(), paths):
+    paths = [tmp_path / path.name for path in room.qm9pack_files()]
+    for source, target in zip(room.qm9pack_files(), paths):
         with open(source, encoding="utf-8") as file:
             target.write_text("".join(line for line, _ in zip(file, range(20))), encoding="utf-8")
     paths[1].write_text(cut(paths[1].read_text(encoding="utf-8")), encoding="utf-8")
-    monkeypatch.setattr(helpers, "_qm9pack_files", lambda: paths)
+    monkeypatch.setattr(room, "qm9pack_files", lambda: paths)
     with pytest.raises(ValueError, match=message):
         helpers.load_qm9()
-    assert not helpers.QM9_CACHE.exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files of SMILES
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_csv_file(tmp_path):
-    path = tmp_path / "mine.csv"
-    lines = [
-        "name,SMILES",
-        "ethanol,OCC",
-        '"with, comma",C=O',
-        "salt,C[NH3+]",
-        "large,CCCCCCCCCC",
-        "chlorine,CCl",
-        "",
-        "typo,C1CC",
-        "nothing,",
-        "short",
-        'open,"C',
-    ]
-    path.write_text("\n".join(lines), encoding="utf-8-sig")
-    read = helpers.load_smiles(path)
-    assert read.smiles == ["CCO", "C=O"] and len(read) == 2
-    assert read.atoms.shape == (2, 9) and read.bonds.shape == (2, 9, 9)
-    assert helpers.to_smiles(read.atoms, read.bonds) == read.smiles
-    expected = {
-        4: "formal charges",
-        5: "10 heavy atoms",
-        6: "contains Cl",
-        8: "not a valid SMILES",
-        9: "no value in the smiles column",
-        10: "no value in the smiles column",
-        11: "a quoting error",
-    }
-    assert {number: text for number, text, _ in read.rejected} == {n: lines[n - 1] for n in expected}
-    for number, _, reason in read.rejected:
-        assert expected[number] in reason
-        assert f"line {number}: {reason}" in str(read)
-    assert str(read).startswith("2 molecules read, 7 lines not used")
-
-
-def test_a_smi_file(tmp_path):
-    path = tmp_path / "mine.smi"
-    path.write_bytes(b"OCC ethanol\r\n\r\nxyz what\r\nC#N\r\n")
-    read = helpers.load_smiles(str(path))
-    assert read.smiles == ["CCO", "C#N"]
-    assert [(number, text) for number, text, _ in read.rejected] == [(3, "xyz what")]
-
-
-def test_a_file_of_which_nothing_can_be_used(tmp_path):
-    path = tmp_path / "mine.txt"
-    path.write_text("CCl\n")
-    read = helpers.load_smiles(path)
-    assert len(read) == 0 and len(read.rejected) == 1
-    assert read.atoms.shape == (0, 9) and read.bonds.shape == (0, 9, 9)
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.smi", b"", "a.smi is empty"),
-        ("a.csv", b"\n \n", "a.csv is empty"),
-        ("a.csv", b"smiles\n", "holds a header and no molecule"),
-        ("a.csv", b"name,structure\nx,C\n", "has the columns name, structure; expected one of them to be named smiles"),
-        ("a.smi", b"\x89PNG\r\n\x1a\n\x00\x00", "is not a text file .*UTF-8"),
-        ("a.smi", "C\nCC\n".encode("utf-16"), "is not a text file .*UTF-8"),
-        ("a.csv", b"smiles\nC,\xff\n", "is not a text file .*UTF-8"),
-    ],
-)
-def test_unusable_files(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        helpers.load_smiles(path)
-
-
-def test_a_missing_file_or_a_folder(tmp_path):
-    for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no file at .*give the path of a .csv or .smi file"):
-            helpers.load_smiles(path)
+    assert not room.QM9_CACHE.exists()

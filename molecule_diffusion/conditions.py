@@ -1,0 +1,250 @@
+"""Conditions of molecules: tables of type, part and targets, their files, and the encoder that makes numbers of it."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+from molecule_diffusion.chemistry import PARTS, TYPES, describe
+from molecule_diffusion.encodings import graph_sequence
+from molecule_diffusion.files import DATA, atomic
+from molecule_diffusion.qm9 import shared_qm9
+
+CONDITION_TARGETS = ("gap", "mu", "logP", "QED")  # eV, Debye, and two numbers without a unit
+
+
+def condition_table(qm9, rows):
+    """Conditions of QM9's molecules `rows`: the columns of `describe` and gap (eV) and mu (the dipole, Debye)."""
+    table = describe([qm9.smiles[i] for i in rows])
+    return table.assign(gap=qm9.target("gap")[rows], mu=qm9.target("mu")[rows])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: one-hot sequences in HDF5, their conditions in CSV
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Conditions:
+    """One-hot sequences with conditions, as `load_conditions` read them.
+
+    Attributes:
+        data: uint8 (N, 1, length, width), one 1 in each row of width.
+        table: pandas DataFrame, N rows in the same order, with the columns type and part and what else the CSV held.
+        types, parts: the known categories, in the order of the one-hots.
+    """
+
+    data: np.ndarray = field(repr=False)
+    table: object = field(repr=False)
+    types: list
+    parts: list
+
+    def __len__(self):
+        return len(self.data)
+
+    @property
+    def vectors(self):
+        """float32 (N, types + parts): one-hot type and one-hot part, side by side."""
+        types = [self.types.index(name) for name in self.table["type"]]
+        parts = [self.parts.index(name) for name in self.table["part"]]
+        one_hot_types = np.eye(len(self.types), dtype=np.float32)[types]
+        one_hot_parts = np.eye(len(self.parts), dtype=np.float32)[parts]
+        return np.concatenate([one_hot_types, one_hot_parts], 1)
+
+
+def save_conditions(h5, csv, data, table):
+    """Write one-hot sequences to an HDF5 file (key `data`) and their table to a CSV file, in the same row order."""
+    import h5py
+
+    if len(data) != len(table):
+        raise ValueError(f"{len(data)} sequences and {len(table)} rows: expected as many of each, in one order")
+    with atomic(h5) as part, h5py.File(part, "w") as file:
+        file.create_dataset("data", data=data, compression="gzip", chunks=(min(1000, len(data)), *data.shape[1:]))
+    with atomic(csv) as part:
+        table.to_csv(part, index=False)
+
+
+def load_conditions(h5, csv, types=None, parts=None):
+    """Read one-hot sequences and their conditions, of any length and width.
+
+    Args:
+        h5: path of an HDF5 file with the key `data`: (N, 1, length, width), one-hot along width.
+        csv: path of a CSV file with the columns `type` and `part`, N rows in the same order.
+        types, parts: known categories, in the order of the one-hots; None takes those in the CSV, sorted.
+
+    Returns: Conditions.
+    Raises: FileNotFoundError; ValueError for a file that is not HDF5, a missing key or column, another shape, rows that
+        do not match, values that are not one-hot, an empty or unknown category.
+    """
+    h5, csv = Path(h5), Path(csv)
+    for path in (h5, csv):
+        if not path.is_file():
+            raise FileNotFoundError(f"no file at {path}; save_conditions writes both")
+    data, table = _read_sequences(h5), _read_table(csv)
+    if len(table) != len(data):
+        raise ValueError(
+            f"{h5.name} holds {len(data):,} sequences, {csv.name} {len(table):,} rows; expected as many of each, in "
+            "the same order"
+        )
+    types = _categories(csv, table, "type", types)
+    parts = _categories(csv, table, "part", parts)
+    return Conditions(data, table, types, parts)
+
+
+def _read_sequences(path):
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("data"), h5py.Dataset):
+                raise ValueError(f"{path.name} has the keys {', '.join(file) or '(none)'}; expected a dataset `data`")
+            data = file["data"][()]
+    except OSError as error:
+        raise ValueError(f"{path.name} is not a complete HDF5 file ({error})") from None
+    if data.ndim != 4 or data.shape[1] != 1 or 0 in data.shape:
+        raise ValueError(f"`data` of {path.name} has shape {data.shape}; expected (N, 1, length, width)")
+    if data.dtype.kind not in "biuf" or not (((data == 0) | (data == 1)).all() and (data.sum(-1) == 1).all()):
+        raise ValueError(f"`data` of {path.name} is not one-hot: expected 0 and 1, one 1 in each row of width")
+    return data.astype(np.uint8)
+
+
+def _read_table(path):
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path.name} cannot be read as CSV ({error})") from None
+    if missing := {"type", "part"} - set(table):
+        raise ValueError(f"{path.name} has the columns {', '.join(table)}; it lacks {', '.join(sorted(missing))}")
+    return table
+
+
+def _categories(path, table, column, known):
+    """Turn a column of categories into text, in place; returns those that are known, a list."""
+    if table[column].isna().any():
+        raise ValueError(f"{path.name}: no {column} in line {int(table[column].isna().argmax()) + 2}")
+    table[column] = table[column].astype(str)
+    found = set(table[column])
+    known = sorted(found) if known is None else list(known)
+    if unknown := sorted(found - set(known)):
+        raise ValueError(f"{path.name}: unknown {column} {unknown[0]!r}; known ones: {', '.join(known)}")
+    return known
+
+
+def make_conditions():
+    """Write QM9 as sequences with conditions: data/qm9_conditions.h5 and .csv, all molecules, about three minutes."""
+    qm9 = shared_qm9()
+    table = condition_table(qm9, range(len(qm9)))
+    sequences = graph_sequence(qm9.atoms, qm9.bonds)
+    save_conditions(DATA / "qm9_conditions.h5", DATA / "qm9_conditions.csv", sequences, table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The encoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ConditionEncoder(ModelMixin, ConfigMixin):
+    """Conditions as numbers: one-hot type, one-hot part, and for each target its standardised value and a 1.
+
+    What is not known is all zeros, so that any subset of conditions can be asked for, none included. It has no weights
+    to train; it remembers the categories and each target's mean, spread and range.
+
+    Args: types, parts, targets: names, in the order of the numbers.
+    """
+
+    @register_to_config
+    def __init__(self, types: list = tuple(TYPES), parts: list = tuple(PARTS), targets: list = CONDITION_TARGETS):
+        super().__init__()
+        for name, value in (("mean", 0.0), ("std", 1.0), ("low", -torch.inf), ("high", torch.inf)):
+            self.register_buffer(name, torch.full((len(targets),), value))
+        groups = [0] * len(types) + [1] * len(parts)  # which condition each number belongs to
+        for k in range(len(targets)):
+            groups += [2 + k, 2 + k]  # its value and its 1
+        self.register_buffer("groups", torch.tensor(groups), persistent=False)
+
+    @property
+    def size(self):
+        """How many numbers a condition is."""
+        return len(self.groups)
+
+    def set_targets(self, table):
+        """Remember mean, standard deviation and range of the targets in a training table. Returns self."""
+        values = torch.tensor(table[list(self.config.targets)].to_numpy(np.float32))
+        if not values.isfinite().all():
+            raise ValueError(f"NaN or infinite values among the targets {', '.join(self.config.targets)}")
+        self.mean.copy_(values.mean(0))
+        self.std.copy_(values.std(0))
+        self.low.copy_(values.amin(0))
+        self.high.copy_(values.amax(0))
+        return self
+
+    def forward(self, condition, n):
+        """Encode a condition for n molecules.
+
+        Args:
+            condition: dict with any of the keys type, part and the targets; each value stands for all molecules, or is
+                a sequence of n. None or {} asks for nothing.
+            n: number of molecules.
+
+        Returns: float tensor (n, size).
+        Raises: ValueError for an unknown key or category, another length, NaN. Warns where a target lies outside the
+            range that training saw.
+        """
+        condition = dict(condition or {})
+        known = ["type", "part", *self.config.targets]
+        if unknown := condition.keys() - set(known):
+            raise ValueError(f"unknown condition {sorted(unknown)[0]!r}; known ones: {', '.join(known)}")
+        columns = self._category_columns("type", self.config.types, condition.get("type"), n)
+        columns += self._category_columns("part", self.config.parts, condition.get("part"), n)
+        for k, key in enumerate(self.config.targets):
+            columns += self._target_columns(k, key, condition.get(key), n)
+        return torch.tensor(np.array(columns, np.float32).T, device=self.mean.device).to(self.dtype)
+
+    def _category_columns(self, key, known, asked, n):
+        """One-hot columns of a category: a list of len(known) columns of n numbers."""
+        values = self._one_for_each(key, asked, n)
+        if wrong := [value for value in values if value is not None and value not in known]:
+            raise ValueError(f"unknown {key} {wrong[0]!r}; known ones: {', '.join(known)}")
+        return [[float(value == name) for value in values] for name in known]
+
+    def _target_columns(self, k, key, asked, n):
+        """Two columns of a target: its standardised values, and 1 where it is asked for."""
+        values = self._one_for_each(key, asked, n)
+        try:
+            numbers = np.array([np.inf if value is None else value for value in values], float)
+        except (TypeError, ValueError):
+            raise ValueError(f"{key}={asked!r}: expected a number, or one for each molecule") from None
+        given = np.array([value is not None for value in values])
+        if not np.isfinite(numbers[given]).all():
+            raise ValueError(f"{key} holds NaN or infinite values; leave the key out to ask for nothing")
+        low, high = self.low[k].item(), self.high[k].item()
+        margin = 0.001 * (high - low)  # the range was rounded to half precision
+        outside = numbers[given & ((numbers < low - margin) | (numbers > high + margin))]
+        if outside.size:
+            warnings.warn(
+                f"{key}={outside[0]:.3g} lies outside the training range, {low:.3g} to {high:.3g}; expect nonsense",
+                stacklevel=6,  # the line that called the pipeline
+            )
+        return [np.where(given, (numbers - self.mean[k].item()) / self.std[k].item(), 0), given]
+
+    @staticmethod
+    def _one_for_each(key, values, n):
+        if values is None or isinstance(values, (str, int, float)):
+            return [values] * n
+        values = list(values)
+        if len(values) != n:
+            raise ValueError(f"{key} has {len(values)} values for {n} molecules; expected one, or one for each")
+        return values
+
+    def drop(self, encoded):
+        """Condition dropout, for training: each of type and part is forgotten with probability 0.2, each target with
+        0.5, everything at once with 0.1. Shapes: (B, size) -> (B, size)."""
+        kept = torch.tensor([0.8, 0.8] + [0.5] * len(self.config.targets))
+        keep = (torch.rand(len(encoded), len(kept)) < kept) & (torch.rand(len(encoded), 1) > 0.1)
+        return encoded * keep[:, self.groups.cpu()].to(encoded)

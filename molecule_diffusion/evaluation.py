@@ -1,0 +1,340 @@
+"""Strict scores: what is valid, unique and novel, FCD, obedience, the rows that frame a table, and the table itself."""
+
+import functools
+import hashlib
+import html
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from rdkit import Chem, rdBase
+
+from molecule_diffusion.chemistry import (
+    NO_ATOM,
+    PAIRS,
+    PROPERTIES,
+    corrected_smiles,
+    describe,
+    matrix_from_pairs,
+    pairs_from_matrix,
+    properties,
+    sanitised_smiles,
+    to_mols,
+    verdict,
+)
+from molecule_diffusion.files import DATA, RESULTS, atomic, check_count, read_json, write_json
+from molecule_diffusion.models import encode_graphs
+from molecule_diffusion.pipelines import MoleculeOutput
+from molecule_diffusion.qm9 import shared_qm9
+
+REFERENCE = DATA / "reference.npz"  # FCD statistics and properties of the test molecules
+FRAMING = RESULTS / "framing.json"  # the two framing rows at the usual N
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The strict score
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Evaluation:
+    """The strict score of a set of molecules. Shares are between 0 and 1, or None where nothing can be counted.
+
+    Attributes:
+        name, N: of the set; every molecule given counts, None and unreadable ones too.
+        valid: share of N that RDKit sanitises fully and that is one connected molecule without formal charges.
+        fragmented: share of N that sanitises but is in several pieces (not valid here).
+        corrected: share of N that is a molecule after `corrected_smiles` (not valid here; some papers report this).
+        unique: distinct canonical SMILES (no stereo) as a share of the valid ones.
+        novel: share of the distinct ones that are not in QM9's training split.
+        fcd: Fréchet ChemNet Distance of the valid molecules to the 10,000 test molecules (Preuer et al. 2018,
+            doi:10.1021/acs.jcim.8b00234). It falls with N: compare equal N only.
+        distances: Wasserstein-1 distances of QED, logP, weight (Da) and number of rings to the test molecules.
+        smiles: canonical SMILES of the valid molecules.
+    """
+
+    name: str
+    N: int
+    valid: float | None
+    fragmented: float | None
+    corrected: float | None
+    unique: float | None
+    novel: float | None
+    fcd: float | None
+    distances: dict
+    smiles: list = field(repr=False, default_factory=list)
+
+    def as_dict(self):
+        """All numbers as a dict that JSON can hold (without the SMILES)."""
+        return {name: value for name, value in asdict(self).items() if name != "smiles"}
+
+    @property
+    def framing(self):
+        """The rows that frame it: training molecules (the floor) and random graphs, at the same N."""
+        return framing_rows(self.N) if self.N else []
+
+    def _repr_html_(self):
+        return results_table([self, *self.framing])
+
+    def __str__(self):
+        cells = ", ".join(f"{name} {number_text(value)}" for name, value in list(self.as_dict().items())[2:-1])
+        return f"{self.name} (N = {self.N:,}): {cells}"
+
+
+def evaluate(molecules, name="samples"):
+    """Score molecules strictly: nothing is repaired, everything given is counted. See `Evaluation` for each definition.
+
+    Args:
+        molecules: a pipeline's output, a pair (atoms, bonds), or a list of SMILES (None counts as invalid).
+        name: the row's name in tables.
+
+    Returns: Evaluation. In a notebook it shows itself as a table between the two framing rows.
+    """
+    with rdBase.BlockLogs():
+        mols = _read(molecules)
+        found = [_judge(mol) for mol in mols]
+    n = len(mols)
+    valid = [smiles for state, smiles, _ in found if state == "valid"]
+    distinct = set(valid)
+    return Evaluation(
+        name=name,
+        N=n,
+        valid=_share(len(valid), n),
+        fragmented=_share(sum(state == "fragmented" for state, _, _ in found), n),
+        corrected=_share(sum(corrected for _, _, corrected in found), n),
+        unique=_share(len(distinct), len(valid)),
+        novel=_share(len(distinct - _training_smiles()), len(distinct)),
+        fcd=fcd_to_test(valid),
+        distances=property_distances(valid),
+        smiles=valid,
+    )
+
+
+def _read(molecules):
+    """What `evaluate` was given, as unsanitised RDKit molecules; None for what is none."""
+    if isinstance(molecules, str):
+        raise ValueError(f"evaluate({molecules!r}): expected a list of SMILES; wrap a single one in [ ]")
+    if isinstance(molecules, MoleculeOutput):
+        return to_mols(molecules.atoms, molecules.bonds)
+    if isinstance(molecules, tuple) and len(molecules) == 2 and hasattr(molecules[0], "shape"):
+        return to_mols(*molecules)
+    return [_unsanitised(text) for text in molecules]
+
+
+def _unsanitised(smiles):
+    if smiles is not None and not isinstance(smiles, str):
+        raise ValueError(f"{smiles!r} among the molecules: expected SMILES strings, or None for an invalid one")
+    mol = Chem.MolFromSmiles(smiles, sanitize=False) if smiles else None
+    if mol is None or any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):  # 0: a placeholder, written *
+        return None
+    return Chem.RemoveHs(mol, sanitize=False)
+
+
+def _judge(mol):
+    """What one molecule counts as (see `verdict`), its canonical SMILES, and whether a correction would save it."""
+    if mol is None:
+        return "refused", None, False
+    corrected = corrected_smiles(mol) is not None
+    smiles = sanitised_smiles(Chem.Mol(mol))
+    return verdict(smiles), smiles, corrected
+
+
+def _share(part, whole):
+    return part / whole if whole else None
+
+
+@functools.cache
+def _training_smiles():
+    qm9 = shared_qm9()
+    return frozenset(qm9.smiles[i] for i in qm9.train)
+
+
+def property_distances(smiles):
+    """Wasserstein-1 distances of the PROPERTIES of molecules to those of the test molecules: a dict."""
+    from scipy.stats import wasserstein_distance
+
+    if not smiles:
+        return dict.fromkeys(PROPERTIES)
+    ours, test = properties(smiles), reference()["properties"]
+    return {name: float(wasserstein_distance(ours[:, k], test[:, k])) for k, name in enumerate(PROPERTIES)}
+
+
+def fcd_statistics(smiles):
+    """Mean (512,) and covariance (512, 512) of ChemNet's activations (Preuer et al. 2018)."""
+    import fcd
+
+    activations = fcd.get_predictions(fcd.load_ref_model(), list(smiles), n_jobs=0, device="cpu").astype(np.float64)
+    return activations.mean(0), np.cov(activations.T)
+
+
+def fcd_to_test(smiles):
+    """Fréchet ChemNet Distance of molecules to the test molecules; None for fewer than two."""
+    import fcd
+
+    if len(smiles) < 2:
+        return None
+    mean, covariance = fcd_statistics(smiles)
+    test = reference()
+    return float(fcd.calculate_frechet_distance(mean, covariance, test["mean"], test["covariance"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference: the test molecules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def reference():
+    """The content of data/reference.npz: mean and covariance of ChemNet, properties (10,000, 4). Read once."""
+    try:
+        with np.load(REFERENCE, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"data/{REFERENCE.name} is missing; make it with: python helpers.py reference"
+        ) from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"data/{REFERENCE.name} is damaged ({error}); make it with: python helpers.py reference"
+        ) from None
+    if str(content["test"]) != _fingerprint_of_test():
+        raise ValueError(
+            f"data/{REFERENCE.name} belongs to another test split; make it with: python helpers.py reference"
+        )
+    covariance = np.zeros((512, 512))
+    covariance[np.triu_indices(512)] = content["covariance"]
+    content["covariance"] = covariance + np.triu(covariance, 1).T
+    return content
+
+
+def _fingerprint_of_test():
+    qm9 = shared_qm9()
+    return hashlib.sha256("\n".join(qm9.smiles[i] for i in qm9.test).encode()).hexdigest()
+
+
+def make_reference():
+    """Write data/reference.npz: what `evaluate` compares with, from the 10,000 test molecules (about half a minute)."""
+    qm9 = shared_qm9()
+    smiles = [qm9.smiles[i] for i in qm9.test]
+    mean, covariance = fcd_statistics(smiles)
+    content = {
+        "mean": mean.astype(np.float32),
+        "covariance": covariance[np.triu_indices(512)].astype(np.float32),
+        "properties": properties(smiles).astype(np.float32),
+        "test": np.array(_fingerprint_of_test()),
+    }
+    with atomic(REFERENCE) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **content)
+    reference.cache_clear()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rows that frame every table, and the table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def random_graphs(n, seed=0):
+    """Graphs that know QM9's atoms and how many bonds of each order there are, but not where bonds belong.
+
+    Takes n training molecules and shuffles the bonds of each among the pairs of its atoms.
+    Returns: atoms int8 (n, 9), bonds int8 (n, 9, 9).
+    """
+    qm9 = shared_qm9()
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(qm9.train, n)
+    atoms = qm9.atoms[rows]
+    pairs = pairs_from_matrix(qm9.bonds[rows])
+    real = (atoms[:, PAIRS[0]] != NO_ATOM) & (atoms[:, PAIRS[1]] != NO_ATOM)
+    for pair, mask in zip(pairs, real):
+        pair[mask] = rng.permutation(pair[mask])
+    return atoms, matrix_from_pairs(pairs)
+
+
+def framing_rows(n):
+    """The two rows that frame every table, at N = n: training molecules (the floor), random graphs (the ceiling).
+
+    Read from data/results/framing.json where it has this n, else computed (a minute at n = 10,000).
+    """
+    check_count("n", n)
+    saved = read_json(FRAMING) if FRAMING.exists() else {}
+    if str(n) in saved:
+        return [Evaluation(**row) for row in saved[str(n)]]
+    return compute_framing(n)
+
+
+@functools.lru_cache(maxsize=4)
+def compute_framing(n):
+    """The framing rows at N = n, computed."""
+    qm9 = shared_qm9()
+    rows = np.random.default_rng(1).choice(qm9.train, n)  # with replacement, as an ideal sampler would draw
+    training = evaluate((qm9.atoms[rows], qm9.bonds[rows]), "training molecules")
+    return [training, evaluate(random_graphs(n, seed=1), "random graphs")]
+
+
+def make_framing():
+    """Write data/results/framing.json: the framing rows at N = 1,000, 2,000 and 10,000."""
+    write_json(FRAMING, {n: [row.as_dict() for row in compute_framing(n)] for n in (1000, 2000, 10_000)})
+
+
+def results_table(evaluations):
+    """Several evaluations as one HTML table, shares in per cent. Pass what `evaluate` returned."""
+    head = ["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]
+    head += [f"W({name})" for name in PROPERTIES]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for row in evaluations:
+        shares = (row.valid, row.fragmented, row.corrected, row.unique, row.novel)
+        cells = [html.escape(row.name), f"{row.N:,}", *("–" if s is None else f"{100 * s:.1f}" for s in shares)]
+        cells += [number_text(value) for value in (row.fcd, *row.distances.values())]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
+
+
+def number_text(value):
+    """A number as tables show it: three digits below 1, two decimals above; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Obedience and reconstruction
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def obedience(output, condition):
+    """How many of the valid molecules are what was asked for, by the rules of TYPES and PARTS.
+
+    Args: output: MoleculeOutput of N molecules; condition: dict with type or part or both: a name, or N names.
+    Returns: dict with type_obeyed (a share of the valid ones, averaged over classes), type_by_class, and so for part.
+    """
+    valid, found, result = output.valid, describe(output.valid_smiles), {}
+    for key in ("type", "part"):
+        if condition.get(key) is None:
+            continue
+        asked = np.broadcast_to(np.array(condition[key], dtype=object), len(output))[valid]
+        right = found[key].to_numpy() == asked
+        by_class = {name: float(right[asked == name].mean()) for name in sorted(set(asked))}
+        result[f"{key}_obeyed"] = float(np.mean(list(by_class.values())))
+        result[f"{key}_by_class"] = by_class
+    return result
+
+
+@torch.no_grad()
+def reconstruction_accuracy(vae, atoms, bonds, batch_size=2000):
+    """Share of graphs that the VAE returns exactly, every atom and bond, from the posterior's mean."""
+    atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
+    z = encode_graphs(vae, atoms, bonds, batch_size)
+    exact = 0
+    for some_atoms, some_bonds, some_z in zip(atoms.split(batch_size), bonds.split(batch_size), z.split(batch_size)):
+        found_atoms, found_bonds = vae.decode_graphs(some_z.to(vae.device))
+        same_atoms = (found_atoms.cpu() == some_atoms).all(1)
+        same_bonds = (found_bonds.cpu() == some_bonds).flatten(1).all(1)
+        exact += (same_atoms & same_bonds).sum().item()
+    return exact / len(atoms)
+
+
+def exact_match(found, true):
+    """Share of sequences found exactly: the largest entry of every row is the true one. Shapes: two (N, 1, L, W)."""
+    return (found.argmax(-1) == true.argmax(-1)).all((1, 2)).mean()

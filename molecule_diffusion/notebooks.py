@@ -1,0 +1,122 @@
+"""The notebooks as files: the set-up check, running and saving one clean, repeating a study."""
+
+import importlib.metadata
+import platform
+import re
+import time
+from pathlib import Path
+
+from molecule_diffusion.checkpoints import machine
+from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
+
+
+def check_setup():
+    """A table of the pinned packages against those installed here; says what to do where they differ."""
+    from IPython.display import HTML
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires("molecule-diffusion-course") or []]
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeError("the course is not installed: run `python -m pip install -e .` in its folder") from None
+    rows, wrong = [], []
+    for wanted in requirements:
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        found = _installed_version(wanted.name)
+        fits = found != "missing" and wanted.specifier.contains(found, prereleases=True)
+        if not fits:
+            wrong.append(f"{wanted.name}{wanted.specifier}")
+        cells = (wanted.name, wanted.specifier, found, "✓" if fits else "✗")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    verdict = "All packages are the ones the course was tested with."
+    if wrong:
+        verdict = (
+            f"Expected {', '.join(wrong)}. Run <code>python -m pip install -e .</code> in the course's folder, "
+            "then restart the kernel."
+        )
+    head = "<tr><th>package</th><th>pinned</th><th>here</th><th></th></tr>"
+    return HTML(f"<p>Python {platform.python_version()}. {verdict}</p><table>{head}{''.join(rows)}</table>")
+
+
+def _installed_version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def run_notebook(path):
+    """Run a notebook top to bottom in a fresh kernel and save it clean: no widget state, no scripts, no timings.
+
+    The notebook on disk changes only if every cell ran. Raises nbclient.exceptions.CellExecutionError otherwise.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(path)
+    notebook = nbformat.read(path, as_version=4)
+    settings = dict(timeout=300, kernel_name="python3", coalesce_streams=True)
+    started = time.perf_counter()
+    NotebookClient(notebook, **settings, resources={"metadata": {"path": path.parent}}).execute()
+    seconds = time.perf_counter() - started
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_static_output, cell.outputs) if output is not None]
+    with atomic(path) as part:
+        nbformat.write(notebook, part)
+    print(f"{path.name}: ran in {seconds:.0f} s, {path.stat().st_size / 1e6:.2f} MB")
+    return seconds
+
+
+def _static_output(output):
+    """The part of a cell's output that a page without a kernel can show; None if there is none."""
+    if output.output_type == "stream" and output.name == "stderr":
+        bar = re.compile(r"\|\s*[\d.]+/[\d.]+ \[")  # as in 100%|███| 25/25 [00:03<00:00, 8.2it/s]
+        output.text = "".join(line for line in output.text.splitlines(True) if line.strip() and not bar.search(line))
+        return output if output.text else None
+    data = output.get("data")
+    if data is None:
+        return output
+    if data.pop("application/vnd.jupyter.widget-view+json", None) and "image/png" not in data:
+        return None
+    data.pop("application/javascript", None)
+    if "<script" in "".join(data.get("text/html", "")):
+        del data["text/html"]
+    return output if data else None
+
+
+def run_study(number, parts=()):
+    """Run the cells of a notebook that are tagged "study", then the functions in its dict STUDY; keep what they return.
+
+    The recipe of a study is thus the code that the student reads. data/results/NUMBER_study.json is written after each
+    part, so a study that was stopped goes on with `parts`, the names of those to run; all by default.
+    """
+    names = {}
+    for source in _study_cells(number):
+        exec(compile(source, f"notebook {number}", "exec"), names)
+    study = names["STUDY"]
+    unknown = set(parts) - study.keys()
+    if unknown:
+        raise ValueError(f"unknown parts {sorted(unknown)}; notebook {number} has {', '.join(study)}")
+    path = RESULTS / f"{number}_study.json"
+    for part in parts or study:
+        results = read_json(path) if path.exists() else {}
+        results[part] = study[part]()
+        write_json(path, results | {"machine": machine()})
+
+
+def _study_cells(number):
+    """The sources of a notebook's cells that carry the tag "study"."""
+    import nbformat
+
+    sources = []
+    for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "study" in cell.metadata.get("tags", ()):
+                sources.append(cell.source)
+    if not sources:
+        raise ValueError(f"no study in notebook {number!r}; those with one have cells tagged study")
+    return sources

@@ -1,0 +1,362 @@
+"""Every generator as a diffusers pipeline: noise -> steps of the scheduler -> decoded graphs -> SMILES."""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdict
+from molecule_diffusion.conditions import ConditionEncoder
+from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
+from molecule_diffusion.files import check_count
+from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
+from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE
+
+
+@dataclass
+class MoleculeOutput(BaseOutput):
+    """What a pipeline returns.
+
+    Attributes:
+        smiles: N canonical SMILES; None where RDKit refuses the graph, a dot where it is in pieces. Never repaired.
+        atoms, bonds: int8 arrays (N, 9) and (N, 9, 9).
+        latents: what was decoded: float tensor (N, 9, latent_dim), or (N, 189) where the graph itself was diffused.
+    """
+
+    smiles: list
+    atoms: np.ndarray
+    bonds: np.ndarray
+    latents: torch.Tensor
+
+    def __len__(self):
+        return len(self.smiles)
+
+    @property
+    def valid(self):
+        """bool array (N,): which are strictly valid, one connected molecule without charges, as in `evaluate`."""
+        return np.array([verdict(text) == "valid" for text in self.smiles], bool)
+
+    @property
+    def valid_smiles(self):
+        """SMILES of the valid ones, in their order."""
+        return [text for text, fine in zip(self.smiles, self.valid) if fine]
+
+
+class MoleculePipeline(DiffusionPipeline):
+    """What the pipelines below share. Each has its own `__call__`, where the sampling loop stands."""
+
+    def batches(self, num_molecules, batch_size):
+        """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
+        check_count("num_molecules", num_molecules)
+        check_count("batch_size", batch_size)
+        starts = range(0, num_molecules, batch_size)
+        return [slice(start, min(start + batch_size, num_molecules)) for start in starts]
+
+    def noise(self, batch, shape, generator):
+        """Standard normal noise for one batch: (molecules, *shape)."""
+        size = (batch.stop - batch.start, *shape)
+        return randn_tensor(size, generator=generator, device=self.device, dtype=self.dtype)
+
+    def check_sampler(self, num_inference_steps, prediction_type):
+        """Raises: ValueError for steps or a scheduler that do not fit the network."""
+        config = self.scheduler.config
+        check_count("num_inference_steps", num_inference_steps)
+        if num_inference_steps > config.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}: the noise schedule has only "
+                f"{config.num_train_timesteps} steps"
+            )
+        if config.prediction_type != prediction_type:
+            raise ValueError(
+                f"the scheduler's prediction_type is {config.prediction_type!r}, the network's is {prediction_type!r}; "
+                f'make the scheduler with **helpers.NOISE_SCHEDULE | {{"prediction_type": "{prediction_type}"}}'
+            )
+        if config.get("clip_sample"):
+            raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
+
+    def prepare_timesteps(self, num_inference_steps, strength=1.0):
+        """Set the scheduler's steps anew. Returns: the last `strength` of its timesteps, falling (SDEdit)."""
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        skipped = num_inference_steps - round(strength * num_inference_steps)
+        if hasattr(self.scheduler, "set_begin_index"):  # else it is looked up by t, which may occur twice
+            self.scheduler.set_begin_index(skipped)
+        return self.scheduler.timesteps[skipped:]
+
+    def step_arguments(self, generator):
+        """The generator, for those schedulers whose step draws noise: a dict of arguments of `scheduler.step`."""
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        return {"generator": generator} if takes_generator else {}
+
+    def end_step(self, callback_on_step_end, step, t, callback_kwargs):
+        """Call the user's callback, if there is one. Returns: the latents to go on with."""
+        latents = callback_kwargs["latents"]
+        if callback_on_step_end is None:
+            return latents
+        returned = callback_on_step_end(self, step, int(t), callback_kwargs)
+        if returned is None:  # it only looked on
+            return latents
+        if not isinstance(returned, dict):
+            raise ValueError(f'the callback returned {returned!r}: expected {{"latents": …}}, or nothing')
+        changed = returned.get("latents", latents)
+        if changed.shape != latents.shape:
+            raise ValueError(
+                f"the callback returned latents of shape {tuple(changed.shape)}: expected {tuple(latents.shape)}"
+            )
+        return changed
+
+    def finish(self, decoded, latents):
+        """One output from what the batches gave.
+
+        Args: decoded: list of pairs (atoms, bonds), arrays or tensors; latents: list of tensors.
+        """
+        atoms = np.concatenate([torch.as_tensor(pair[0]).cpu().numpy() for pair in decoded])
+        bonds = np.concatenate([torch.as_tensor(pair[1]).cpu().numpy() for pair in decoded])
+        return MoleculeOutput(smiles=to_smiles(atoms, bonds), atoms=atoms, bonds=bonds, latents=torch.cat(latents))
+
+
+class TokenVAEPipeline(MoleculePipeline):
+    """Molecules from a TokenVAE's prior: z ~ N(0, I), decoded."""
+
+    def __init__(self, vae: TokenVAE):
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    @torch.no_grad()
+    def __call__(self, num_molecules=1000, generator=None, batch_size=1000):
+        """Draw molecules. Returns: MoleculeOutput."""
+        latents, decoded = [], []
+        for batch in self.progress_bar(self.batches(num_molecules, batch_size)):
+            z = self.noise(batch, (MAX_ATOMS, self.vae.config.latent_dim), generator)
+            latents.append(z)
+            decoded.append(self.vae.decode_graphs(z))
+        return self.finish(decoded, latents)
+
+
+class GraphDDPMPipeline(MoleculePipeline):
+    """Molecules by diffusion on the graph itself (Ho et al., arXiv:2006.11239), x_0 predicted, self-conditioned.
+
+    Any diffusers scheduler fits: `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
+    """
+
+    def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler):
+        super().__init__()
+        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_molecules=1000,
+        num_inference_steps=100,
+        generator=None,
+        batch_size=1000,
+        callback_on_step_end=None,
+    ):
+        """Draw molecules; arguments as in `LatentDiffusionPipeline`, whose "prediction" is x_0 here.
+
+        Returns: MoleculeOutput; its `latents` are the last x_0, graph vectors (N, 189).
+        """
+        self.check_sampler(num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"])
+        batches = self.batches(num_molecules, batch_size)
+        extra = self.step_arguments(generator)
+        latents, decoded = [], []
+        with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
+            for batch in batches:
+                x = self.noise(batch, (GRAPH_SIZE,), generator)
+                timesteps = self.prepare_timesteps(num_inference_steps)
+                x = x * self.scheduler.init_noise_sigma
+                guess = None
+                for step, t in enumerate(timesteps):
+                    # 1. what was x_0? the network reads x_t and its own last guess
+                    logits = self.denoiser(self.scheduler.scale_model_input(x, t), t, guess)
+                    guess = expected_graph(logits).to(x.dtype)
+                    # 2. x_t -> x_{t-1}
+                    x_t = x
+                    x = self.scheduler.step(guess, t, x_t, **extra).prev_sample
+                    seen = {"latents": x, "x_t": x_t, "prediction": guess}
+                    x = self.end_step(callback_on_step_end, step, t, seen)
+                    bar.update()
+                latents.append(x)
+                decoded.append(vector_graph(x))
+        return self.finish(decoded, latents)
+
+
+class LatentDiffusionPipeline(MoleculePipeline):
+    """Molecules by diffusion in the latent space of a TokenVAE (Rombach et al., arXiv:2112.10752).
+
+    Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
+    """
+
+    def __init__(self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler):
+        super().__init__()
+        denoiser.check_vae(vae)
+        self.register_modules(vae=vae, denoiser=denoiser, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_molecules=1000,
+        num_inference_steps=20,
+        generator=None,
+        batch_size=1000,
+        callback_on_step_end=None,
+        latents=None,
+        strength=1.0,
+    ):
+        """Draw molecules, or vary given ones.
+
+        Args:
+            num_molecules: how many, at least 1.
+            num_inference_steps: network calls per molecule, 1 to 1000.
+            generator: torch.Generator; the same seed and batch size give the same molecules.
+            batch_size: molecules denoised together.
+            callback_on_step_end: function (pipe, step, t, {"latents": z after the step, "x_t": z_t before it,
+                "prediction": v}), called after each step. If it returns a dict with "latents", these are gone on with.
+            latents: molecules to vary, as an output's `latents`: (num_molecules, 9, latent_dim). None: from pure noise.
+            strength: how much of the way they are noised and denoised again: 0 returns them, 1 keeps next to nothing
+                (SDEdit, Meng et al., arXiv:2108.01073).
+
+        Returns: MoleculeOutput.
+        """
+        self.check_sampler(num_inference_steps, NOISE_SCHEDULE["prediction_type"])
+        self.denoiser.check_vae(self.vae)
+        batches = self.batches(num_molecules, batch_size)
+        self._check_start(latents, strength, num_molecules)
+        extra = self.step_arguments(generator)
+        drawn, decoded = [], []
+        with self.progress_bar(total=len(batches) * round(strength * num_inference_steps)) as bar:
+            for batch in batches:
+                noise = self.noise(batch, (MAX_ATOMS, self.vae.config.latent_dim), generator)
+                timesteps = self.prepare_timesteps(num_inference_steps, strength)
+                if latents is None:
+                    z = noise * self.scheduler.init_noise_sigma
+                else:
+                    z = self._noised(latents[batch], noise, timesteps)
+                for step, t in enumerate(timesteps):
+                    # 1. what does the network say about z_t?
+                    v = self.predict(self.scheduler.scale_model_input(z, t), t, batch)
+                    # 2. z_t -> z_{t-1}
+                    z_t = z
+                    z = self.scheduler.step(v, t, z_t, **extra).prev_sample
+                    z = self.end_step(callback_on_step_end, step, t, {"latents": z, "x_t": z_t, "prediction": v})
+                    bar.update()
+                z = z * self.denoiser.latent_scale + self.denoiser.latent_mean  # no longer standardised
+                drawn.append(z)
+                decoded.append(self.vae.decode_graphs(z))
+        return self.finish(decoded, drawn)
+
+    def predict(self, z_t, t, batch):
+        """The network's v for the molecules of one batch (a slice). Shapes: (B, 9, latent_dim), () -> the same."""
+        return self.denoiser(z_t, t)
+
+    def _noised(self, latents, noise, timesteps):
+        """Given latents, standardised, with as much noise as belongs to the first of the timesteps that are left."""
+        latents = latents.to(device=self.device, dtype=self.dtype)
+        z = (latents - self.denoiser.latent_mean) / self.denoiser.latent_scale
+        if not len(timesteps):
+            return z
+        return self.scheduler.add_noise(z, noise, timesteps[:1].expand(len(z)))
+
+    def _check_start(self, latents, strength, num_molecules):
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength}: expected 0 (nothing is changed) to 1 (from noise)")
+        if latents is None:
+            if strength != 1:
+                raise ValueError(f"strength={strength} without latents: give the molecules to vary, latents=…")
+            return
+        shape = (num_molecules, MAX_ATOMS, self.vae.config.latent_dim)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: expected {shape}, one for each molecule")
+        if not latents.isfinite().all():
+            raise ValueError("latents hold NaN or infinite values")
+
+
+class DiffusionPriorPipeline(LatentDiffusionPipeline):
+    """Molecules on request: condition -> latent (by diffusion) -> graph (Ramesh et al., arXiv:2204.06125)."""
+
+    def __init__(
+        self,
+        vae: TokenVAE,
+        denoiser: LatentDenoiser,
+        scheduler: DPMSolverMultistepScheduler,
+        encoder: ConditionEncoder,
+    ):
+        super().__init__(vae, denoiser, scheduler)
+        if denoiser.config.condition_dim != encoder.size:
+            raise ValueError(
+                f"the denoiser takes conditions of {denoiser.config.condition_dim} numbers, the encoder makes "
+                f"{encoder.size}; take both from one pipeline"
+            )
+        self.register_modules(encoder=encoder)
+
+    def __call__(
+        self,
+        num_molecules=1000,
+        condition=None,
+        guidance_scale=2.0,
+        negative_condition=None,
+        num_inference_steps=25,
+        generator=None,
+        batch_size=1000,
+        callback_on_step_end=None,
+        latents=None,
+        strength=1.0,
+    ):
+        """Draw molecules that obey a condition: `pipe(12, {"type": "carbonyl", "part": "ring 5", "gap": 6.0})`.
+
+        The sampling loop is that of `LatentDiffusionPipeline`; what differs is the prediction, see `predict`.
+
+        Args:
+            condition: dict with any of type, part, gap (eV), mu (Debye), logP, QED; see `ConditionEncoder`.
+            guidance_scale: 0 ignores the condition, 1 is the conditional network alone, more exaggerates.
+            negative_condition: what to steer away from: takes the place of "nothing asked for" in v_without.
+            others: as in `LatentDiffusionPipeline`.
+
+        Returns: MoleculeOutput.
+        """
+        if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(
+                f"guidance_scale={guidance_scale}: expected 0 or more; to steer away, use negative_condition"
+            )
+        check_count("num_molecules", num_molecules)
+        self._guidance_scale = guidance_scale
+        self._asked = self.encoder(condition, num_molecules).to(self.device)
+        self._without = self.encoder(negative_condition, num_molecules).to(self.device)
+        return super().__call__(
+            num_molecules, num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength
+        )
+
+    def predict(self, z_t, t, batch):
+        """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), for the molecules of one batch (a slice).
+
+        v = v_without + guidance_scale · (v_with - v_without), both from one call of the network.
+        """
+        asked, without = self._asked[batch], self._without[batch]
+        if self._guidance_scale == 1 or torch.equal(asked, without):
+            return self.denoiser(z_t, t, asked)
+        v_with, v_without = self.denoiser(z_t.repeat(2, 1, 1), t, torch.cat([asked, without])).chunk(2)
+        return v_without + self._guidance_scale * (v_with - v_without)
+
+
+class PropertyOraclePipeline(DiffusionPipeline):
+    """A judge of molecules, trained on the half of QM9's training split that the diffusion prior never saw."""
+
+    def __init__(self, oracle: PropertyOracle):
+        super().__init__()
+        self.register_modules(oracle=oracle)
+
+    @torch.no_grad()
+    def __call__(self, smiles, batch_size=2000):
+        """Predict properties of valid molecules. Returns: DataFrame with the oracle's targets, gap (eV) and mu (D)."""
+        import pandas as pd
+
+        oracle = self.oracle
+        atoms, bonds = map(torch.from_numpy, to_graphs(smiles))
+        values = [oracle.mean.new_zeros(0, len(oracle.mean))]
+        for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):
+            values.append(oracle(some_atoms.to(self.device), some_bonds.to(self.device)))
+        values = torch.cat(values) * oracle.std + oracle.mean
+        return pd.DataFrame(values.float().cpu().numpy(), columns=list(oracle.config.targets))

@@ -1,0 +1,342 @@
+"""How every checkpoint is made: one `Recipe` each, and `train`, which follows it from the data to the card.
+
+A new checkpoint is a new entry of RECIPES (and its network in the room `models`); nothing else needs to know.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import nn
+
+from molecule_diffusion.checkpoints import (
+    load_pipeline,
+    save_checkpoint,
+    score_for_card,
+    score_on_the_way,
+    update_card,
+)
+from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, condition_table
+from molecule_diffusion.encodings import graph_vector
+from molecule_diffusion.evaluation import reconstruction_accuracy
+from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, check_count, write_json
+from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE, encode_graphs
+from molecule_diffusion.pipelines import (
+    DiffusionPriorPipeline,
+    GraphDDPMPipeline,
+    LatentDiffusionPipeline,
+    PropertyOraclePipeline,
+    TokenVAEPipeline,
+)
+from molecule_diffusion.qm9 import shared_qm9
+from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver
+from molecule_diffusion.training import diffusion_loss, fit, graph_diffusion_loss, oracle_loss, prior_loss, vae_loss
+
+
+@dataclass
+class Ingredients:
+    """What `fit` trains, and what the finished pipeline holds beside it.
+
+    Attributes:
+        network: to be trained.
+        loss: function (network, *batch) -> scalar.
+        data: tensors of equal length, the batches' columns.
+        parts: the pipeline's other networks, trained before or without weights to train.
+    """
+
+    network: nn.Module
+    loss: Callable
+    data: list
+    parts: dict = field(default_factory=dict)
+
+
+@dataclass
+class Recipe:
+    """How one checkpoint is made.
+
+    Attributes:
+        settings: `model`, the sizes of the network; steps, batch_size, learning_rate, warmup, ema_decay and restart, as
+            `fit` reads them; weights of the loss. They stand on the card.
+        prepare: function (settings) -> Ingredients: network, loss, data.
+        pipeline: its class; component: the trained network's name in it.
+        sampler: function () -> its scheduler; None for a pipeline without one.
+        monitor: function (pipeline) -> dict, called at CURVE_POINTS of the training.
+        score: function (pipeline, n, seed, **arguments) -> dict, the metrics on the card.
+        fast: arguments of a second, faster setting that the card reports too, chosen on validation; None for none.
+    """
+
+    settings: dict
+    prepare: Callable
+    pipeline: type
+    component: str
+    monitor: Callable
+    score: Callable
+    sampler: Callable | None = None
+    fast: dict | None = None
+
+    def assemble(self, network, parts):
+        """The pipeline around a trained network."""
+        components = {self.component: network, **parts}
+        if self.sampler is not None:
+            components["scheduler"] = self.sampler()
+        return self.pipeline(**components)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Network, loss and data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prepare_token_vae(settings):
+    """A TokenVAE, and the graphs of the training split."""
+    qm9 = shared_qm9()
+    loss = functools.partial(vae_loss, kl_weight=settings["kl_weight"])
+    return Ingredients(TokenVAE(**settings["model"]), loss, _graphs(qm9.train))
+
+
+def prepare_graph_ddpm(settings):
+    """A GraphDenoiser, and the graph vectors of the training split."""
+    qm9 = shared_qm9()
+    x_0 = graph_vector(qm9.atoms[qm9.train], qm9.bonds[qm9.train]).to(torch.int8)  # a quarter of the memory
+    return Ingredients(GraphDenoiser(**settings["model"]), graph_diffusion_loss, [x_0])
+
+
+def prepare_latent_diffusion(settings):
+    """A LatentDenoiser, and the latents of the training split in the shipped TokenVAE."""
+    vae = load_pipeline("token_vae").vae
+    network = LatentDenoiser(**settings["model"])
+    z = network.set_latents(vae, encode_graphs(vae, *_graphs(shared_qm9().train)))
+    return Ingredients(network, diffusion_loss, [z], {"vae": vae})
+
+
+def prepare_diffusion_prior(settings):
+    """A LatentDenoiser with conditions, and latents and conditions of one half of the training split."""
+    qm9 = shared_qm9()
+    vae = load_pipeline("token_vae").vae
+    rows, _ = qm9.halves()
+    table = condition_table(qm9, rows)
+    encoder = ConditionEncoder().set_targets(table)
+    condition = encoder({key: table[key] for key in ("type", "part", *CONDITION_TARGETS)}, len(table))
+    network = LatentDenoiser(**settings["model"], condition_dim=encoder.size)
+    z = network.set_latents(vae, encode_graphs(vae, *_graphs(rows)))
+    loss = functools.partial(prior_loss, encoder)
+    return Ingredients(network, loss, [z, condition], {"vae": vae, "encoder": encoder})
+
+
+def prepare_property_oracle(settings):
+    """A PropertyOracle, and graphs and targets of the half of the training split that the prior never sees."""
+    qm9 = shared_qm9()
+    _, rows = qm9.halves()
+    network = PropertyOracle(**settings["model"])
+    values = torch.from_numpy(np.stack([qm9.target(name)[rows] for name in network.config.targets], 1))
+    network.mean.copy_(values.mean(0))
+    network.std.copy_(values.std(0))
+    return Ingredients(network, oracle_loss, [*_graphs(rows), (values - network.mean) / network.std])
+
+
+def _graphs(rows):
+    """Atoms and bonds of QM9's molecules `rows`, as tensors."""
+    qm9 = shared_qm9()
+    return [torch.from_numpy(qm9.atoms[rows]), torch.from_numpy(qm9.bonds[rows])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Monitors and scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def monitor_token_vae(pipe):
+    """Share of the validation molecules that come back exactly."""
+    return {"exact": reconstruction_accuracy(pipe.vae, *_graphs(shared_qm9().validation))}
+
+
+def score_token_vae(pipe, n, seed):
+    """Samples of the prior, and the share of the test molecules that come back exactly."""
+    test = shared_qm9().test
+    exact = reconstruction_accuracy(pipe.vae, *_graphs(test))
+    metrics = score_for_card(pipe, n, seed)
+    return metrics | {"exact_reconstruction_test": exact, "N_reconstruction": len(test)}
+
+
+def monitor_property_oracle(pipe):
+    """Mean absolute errors on the validation molecules."""
+    return _oracle_errors(pipe, shared_qm9().validation)
+
+
+def score_property_oracle(pipe, n, seed):
+    """Mean absolute errors on the first n test molecules."""
+    rows = shared_qm9().test[:n]
+    return _oracle_errors(pipe, rows) | {"N": len(rows)}
+
+
+def _oracle_errors(pipe, rows):
+    """Mean absolute errors on QM9's molecules `rows`, which neither half of the training split holds."""
+    qm9 = shared_qm9()
+    found = pipe([qm9.smiles[i] for i in rows])
+    return {f"mae_{name}": float(np.abs(found[name] - qm9.target(name)[rows]).mean()) for name in found}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The recipes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def equal_steps():
+    """The sampler of graph diffusion."""
+    return DPMSolverMultistepScheduler(**GRAPH_NOISE_SCHEDULE, **SAMPLER)
+
+
+def power_spaced_steps():
+    """The sampler of diffusion on latents."""
+    return PowerSpacedDPMSolver(power=1.5, **NOISE_SCHEDULE, **SAMPLER)
+
+
+CURVE_POINTS = (0.03, 0.08, 0.16, 0.32, 0.56, 0.8, 1)  # shares of the steps after which the monitor looks
+
+RECIPES = {
+    "token_vae": Recipe(
+        settings=dict(
+            model=dict(width=128, layers=3, latent_dim=8),
+            kl_weight=0.1,
+            steps=2500,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=200,
+            ema_decay=0.999,
+        ),
+        prepare=prepare_token_vae,
+        pipeline=TokenVAEPipeline,
+        component="vae",
+        monitor=monitor_token_vae,
+        score=score_token_vae,
+    ),
+    "graph_ddpm": Recipe(
+        settings=dict(
+            model=dict(width=512, hidden=1024, depth=5, time_dim=128),
+            steps=40_000,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=300,
+            ema_decay=0.9995,
+        ),
+        prepare=prepare_graph_ddpm,
+        pipeline=GraphDDPMPipeline,
+        component="denoiser",
+        sampler=equal_steps,
+        monitor=score_on_the_way,
+        score=score_for_card,
+        fast=dict(num_inference_steps=50),
+    ),
+    "latent_diffusion": Recipe(
+        settings=dict(
+            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
+            steps=75_000,
+            restart=45_000,  # the first cosine ended here and quality still rose
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=300,
+            ema_decay=0.9995,
+        ),
+        prepare=prepare_latent_diffusion,
+        pipeline=LatentDiffusionPipeline,
+        component="denoiser",
+        sampler=power_spaced_steps,
+        monitor=score_on_the_way,
+        score=score_for_card,
+    ),
+    "diffusion_prior": Recipe(
+        settings=dict(
+            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
+            steps=26_000,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=300,
+            ema_decay=0.9995,
+        ),
+        prepare=prepare_diffusion_prior,
+        pipeline=DiffusionPriorPipeline,
+        component="denoiser",
+        sampler=power_spaced_steps,
+        monitor=functools.partial(score_on_the_way, asked=("type", "part")),
+        score=functools.partial(score_for_card, asked=("type", "part")),
+    ),
+    "property_oracle": Recipe(
+        settings=dict(
+            model=dict(width=128, layers=3),
+            steps=2500,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=300,
+            ema_decay=0.999,
+        ),
+        prepare=prepare_property_oracle,
+        pipeline=PropertyOraclePipeline,
+        component="oracle",
+        monitor=monitor_property_oracle,
+        score=score_property_oracle,
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a recipe to a checkpoint
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(name, seed=0, steps=None):
+    """Train a checkpoint by its recipe, resuming if it was interrupted; save and score it.
+
+    The recipe with seed 0 replaces the shipped checkpoint when it is done; any other run is saved under data/training.
+
+    Args:
+        name: a key of RECIPES.
+        seed: of the initial weights and of every step.
+        steps: instead of the recipe's.
+
+    Returns: the folder to give to `load_pipeline(name, folder)`.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    settings = recipe.settings if steps is None else recipe.settings | {"steps": steps}
+    check_count("steps", settings["steps"])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = recipe.prepare(settings)
+
+    def monitor(network):
+        return recipe.monitor(recipe.assemble(network, made.parts).to(network.device))
+
+    marks = {max(1, round(settings["steps"] * share)) for share in CURVE_POINTS}
+    run = f"{name}_{settings['steps']}_steps_seed_{seed}"
+    state = TRAINING / f"{run}.safetensors"
+    network, history = fit(made.network, made.loss, made.data, settings, seed, state, monitor, marks)
+    shipped = settings == recipe.settings and seed == 0
+    folder = CHECKPOINTS if shipped else TRAINING / run
+    if int(os.environ.get("RANK", 0)) == 0:  # one of several processes writes
+        curve = [entry for entry in history if entry["step"] in marks]
+        write_json((RESULTS if shipped else folder) / f"{name}_curve.json", curve)
+        pipe = recipe.assemble(network.cpu(), made.parts)
+        save_checkpoint(name, pipe, settings, seed, history[-1]["seconds"], folder)
+        score_checkpoint(name, folder)
+        print(f"saved to {folder / name}")
+    return folder
+
+
+def score_checkpoint(name, folder=CHECKPOINTS, num_molecules=10_000):
+    """Score a checkpoint at its default settings, as it is loaded, and write the metrics to its card.
+
+    A recipe with a fast setting gets a second set, `metrics_fast`. Returns: the metrics.
+    """
+    recipe = RECIPES[name]
+    pipe = load_pipeline(name, folder)
+    pipe.set_progress_bar_config(disable=True)
+    changes = {"metrics": recipe.score(pipe, n=num_molecules, seed=0)}
+    if recipe.fast is not None:
+        changes["metrics_fast"] = recipe.score(pipe, n=num_molecules, seed=0, **recipe.fast)
+    update_card(name, folder, changes)
+    return changes["metrics"]

@@ -1,0 +1,288 @@
+"""The training loop, its jobs beside it (progress, saved states), and the losses."""
+
+import copy
+import functools
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from torch.nn import functional as F
+
+from molecule_diffusion.encodings import expected_graph, split_vector
+from molecule_diffusion.files import atomic, check_count
+from molecule_diffusion.models import summed_cross_entropy
+from molecule_diffusion.schedules import NOISE_SCHEDULE
+
+SAVE_EVERY = 30  # seconds between two saved states
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_steps=()):
+    """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
+
+    Runs on a CPU, on a GPU, and on several processes through `accelerate launch`. Every step seeds its own random
+    numbers, so a run that was stopped and resumed ends with the same weights as one that was not.
+
+    Args:
+        model: nn.Module, trained in place.
+        loss: function (model, *batch) -> scalar tensor.
+        data: tensors of equal length; a batch is drawn from them with replacement.
+        recipe: dict with steps, batch_size, learning_rate, warmup, ema_decay, and restart (a step) if there is one.
+        seed: whole number.
+        state: path of the file to resume from and to save to every 30 s; None keeps nothing.
+        monitor: function (model) -> dict, called with the moving average after the steps in `monitor_steps`.
+
+    Returns: (ema, history): the averaged model in evaluation mode, and a list of dicts with step, loss, seconds, ….
+    Raises: ValueError for data or recipe that do not fit; TrainingError when the loss is not finite.
+    """
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+    from tqdm.auto import tqdm
+
+    _check_training(data, recipe)
+    steps = recipe["steps"]
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["learning_rate"])
+    averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
+    plain = accelerator.unwrap_model(model)
+    ema = EMAModel(plain.parameters(), decay=recipe["ema_decay"], foreach=True)
+    progress = Progress()
+    if state is not None and Path(state).exists():
+        progress = load_state(state, plain, ema, optimizer, recipe, seed)
+    data = [column.to(accelerator.device) for column in data]
+    saved = time.monotonic()
+    bar = tqdm(total=steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    with bar, torch.random.fork_rng():
+        for step in range(progress.step, steps):
+            started = time.perf_counter()
+            _seed_step(seed, step, accelerator.process_index)
+            rate = learning_rate(recipe, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rows = torch.randint(len(data[0]), (recipe["batch_size"],)).to(accelerator.device)
+            with accelerator.autocast():
+                value = loss(model, *(column[rows] for column in data))
+            _check_finite(value.item(), step, rate, state)
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.step(plain.parameters())
+            progress.add_step(value.item(), time.perf_counter() - started)
+            bar.set_postfix_str(f"loss {progress.loss:.4f}, lr {rate:.1e}", refresh=False)
+            bar.update()
+            if progress.step in monitor_steps or _entry_is_due(progress.step, steps):
+                progress.history.append(progress.entry())
+            if progress.step in monitor_steps and monitor is not None and accelerator.is_main_process:
+                ema.copy_to(averaged.parameters())
+                progress.history[-1] |= monitor(averaged)
+                bar.write(json.dumps(progress.history[-1]))
+            save_is_due = progress.step == steps or time.monotonic() - saved > SAVE_EVERY
+            if state is not None and save_is_due and accelerator.is_main_process:
+                save_state(state, plain, ema, optimizer, recipe, seed, progress)
+                saved = time.monotonic()
+    ema.copy_to(averaged.parameters())
+    return averaged, progress.history
+
+
+def _check_training(data, recipe):
+    check_count("steps", recipe["steps"])
+    check_count("batch_size", recipe["batch_size"])
+    lengths = [len(column) for column in data]
+    if len(set(lengths)) != 1 or lengths[0] < recipe["batch_size"]:
+        raise ValueError(
+            f"training data of lengths {lengths} with batch_size={recipe['batch_size']}: "
+            "expected equal lengths of at least one batch"
+        )
+
+
+def _seed_step(seed, step, process):
+    """Give each step of each run and process random numbers of its own, the same again when a run is resumed.
+
+    seed, step and process become one number as digits do: below 1,000,003 steps and 64 processes none occurs twice.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) * 64 + process)
+
+
+def _check_finite(loss, step, rate, state):
+    if np.isfinite(loss):
+        return
+    kept = ""
+    if state is not None and Path(state).exists():
+        kept = f"; the last good state is kept in {Path(state).name}"
+    raise TrainingError(f"the loss is {loss} at step {step} with learning rate {rate:.2g}{kept}. Lower learning_rate")
+
+
+def _entry_is_due(step, steps):
+    """The history gets an entry every 100 steps, in short trainings twenty in all, and one at the end."""
+    return step % min(100, math.ceil(steps / 20)) == 0 or step == steps
+
+
+def learning_rate(recipe, step):
+    """Linear warm-up, then a cosine to 2 %; after step `restart`, if there is one, a second cosine from half the rate
+    (warm restarts, Loshchilov & Hutter, arXiv:1608.03983)."""
+    restart = recipe.get("restart", recipe["steps"])
+    first, last, peak = 0, restart, 1
+    if step >= restart:
+        first, last, peak = restart, recipe["steps"], 0.5
+    warm = min(1, (step + 1) / max(1, recipe["warmup"]))
+    cosine = 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
+    return recipe["learning_rate"] * peak * warm * (0.02 + 0.98 * cosine)
+
+
+def bf16_is_fast():
+    """Whether this machine calculates in bfloat16 natively; training does so where it can."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress, and states to resume from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a training is: steps done, seconds spent in them, running mean of the loss, and entries on the way."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    history: list = field(default_factory=list)
+
+    def add_step(self, loss, seconds):
+        self.step += 1
+        self.seconds += seconds
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+
+    def entry(self):
+        return {"step": self.step, "loss": round(self.loss, 5), "seconds": round(self.seconds, 1)}
+
+
+def save_state(path, model, ema, optimizer, recipe, seed, progress):
+    """Write all that a training needs to go on to one safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for (name, _), average in zip(model.named_parameters(), ema.shadow_params):
+        tensors[f"ema.{name}"] = average
+    for index, moments in optimizer.state_dict()["state"].items():
+        for name, tensor in moments.items():
+            tensors[f"optimizer.{index}.{name}"] = tensor
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = json.dumps({"recipe": recipe, "seed": seed, "progress": asdict(progress)})
+    with atomic(path) as part:
+        save_file(tensors, part, metadata={"training": content})
+
+
+def load_state(path, model, ema, optimizer, recipe, seed):
+    """Load what `save_state` wrote into model, average and optimizer. Returns: Progress.
+
+    Raises: ValueError where the file is damaged, or of another recipe, seed or model; it is never changed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            content = json.loads(file.metadata()["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        progress = Progress(**content["progress"])
+    except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"the training state {path} is damaged ({error}); delete it to start afresh") from None
+    if (content["recipe"], content["seed"]) != (json.loads(json.dumps(recipe)), seed):
+        raise ValueError(f"the training state {path} belongs to another recipe or seed; delete it to start afresh")
+    try:
+        model.load_state_dict(_below("model.", tensors))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the training state {path} is of another shape ({error}); delete it to start afresh"
+        ) from None
+    averages = _below("ema.", tensors)
+    ema.shadow_params = [averages[name].to(parameter) for name, parameter in model.named_parameters()]
+    ema.optimization_step = progress.step
+    moments = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
+
+
+def _below(prefix, tensors):
+    """The tensors whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def vae_loss(model, atoms, bonds, kl_weight=0.1):
+    """The TokenVAE's loss (see `TokenVAE.loss`), by default with the KL weight of the shipped recipe."""
+    return model(atoms, bonds, kl_weight)
+
+
+def diffusion_loss(model, z, *condition):
+    """Mean squared error of the predicted v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·z_0 (Salimans & Ho, arXiv:2202.00512).
+
+    t is drawn from a logit-normal, which favours the middle of the schedule (Esser et al., arXiv:2403.03206).
+    Shapes: z (B, 9, latent_dim), standardised; condition (B, condition_dim), for a network that takes one.
+    """
+    scheduler = _training_scheduler()
+    eps = torch.randn_like(z)
+    t = _logit_normal_timesteps(len(z), 0.0).to(z.device)
+    v = model(scheduler.add_noise(z, eps, t), t, *condition)
+    return F.mse_loss(v.float(), scheduler.get_velocity(z, eps, t))
+
+
+def prior_loss(encoder, model, z, condition):
+    """`diffusion_loss` with condition dropout, so that one network learns with and without each condition."""
+    return diffusion_loss(model, z, encoder.drop(condition))
+
+
+def graph_diffusion_loss(model, x_0):
+    """Cross-entropy of the clean graph's 9 atoms and 36 pairs given a noisy one, in nats per molecule.
+
+    In half of the steps the network also sees its own first guess, as it will when it samples (arXiv:2208.04202).
+    t is drawn from a logit-normal that leans to the noisy end, where the classes are decided.
+    Shapes: x_0 (B, 189), as `graph_vector` makes it.
+    """
+    x_0 = x_0.float()
+    t = _logit_normal_timesteps(len(x_0), 0.5).to(x_0.device)
+    x_t = _training_scheduler().add_noise(x_0, torch.randn_like(x_0), t)
+    guess = None
+    if torch.rand(()) < 0.5:
+        with torch.no_grad():
+            guess = expected_graph(model(x_t, t))
+    atom_logits, pair_logits = split_vector(model(x_t, t, guess))
+    atoms, pairs = (part.argmax(-1) for part in split_vector(x_0))
+    nats = summed_cross_entropy(atom_logits, atoms) + summed_cross_entropy(pair_logits, pairs)
+    return nats / len(x_0)
+
+
+def oracle_loss(model, atoms, bonds, values):
+    """Mean absolute error of the standardised properties."""
+    return (model(atoms, bonds).float() - values).abs().mean()
+
+
+def _logit_normal_timesteps(n, mean):
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    shares = compute_density_for_timestep_sampling("logit_normal", n, logit_mean=mean, logit_std=1.0)
+    return (shares * NOISE_SCHEDULE["num_train_timesteps"]).long()
+
+
+@functools.cache
+def _training_scheduler():
+    return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)

@@ -1,0 +1,128 @@
+"""Schedules by hand, against diffusers and with wrong input; the spacing of steps."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+import helpers
+
+
+@pytest.mark.parametrize("t", [0, 1, 10, 500, 998, 999])
+def test_one_step_is_a_draw_from_the_posterior(x_0, t):
+    scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)
+    x_t = scheduler.add_noise(x_0, torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)), torch.tensor(t))
+    step = scheduler.step(x_0, t, x_t, generator=torch.Generator().manual_seed(1)).prev_sample
+    betas = scheduler.betas.double()
+    mean = helpers.posterior_mean(x_0.double(), x_t.double(), t, betas)
+    alpha_bar = helpers.alpha_bars(betas)
+    before = alpha_bar[t - 1] if t else 1.0
+    sigma = (betas[t] * (1 - before) / (1 - alpha_bar[t])) ** 0.5  # eq. 7 of arXiv:2006.11239
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
+    # diffusers works in single precision, where 1 - ᾱ of the first steps has three digits
+    torch.testing.assert_close(step.double(), mean + sigma * eps, atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    return DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE)
+
+
+def test_alpha_bars(scheduler):
+    torch.testing.assert_close(helpers.alpha_bars([0.1, 0.2, 0.5]), torch.tensor([0.9, 0.72, 0.36]))
+    torch.testing.assert_close(helpers.alpha_bars(scheduler.betas), scheduler.alphas_cumprod)
+    assert helpers.alpha_bars(scheduler.betas.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "betas, message",
+    [
+        ([0.0, 0.5], r"betas of shape \(2,\) from 0 to 0.5: expected \(T,\), all between 0 and 1"),
+        ([0.5, 1.0], "from 0.5 to 1: expected"),
+        ([-0.1, 0.5], "from -0.1 to 0.5: expected"),
+        ([0.5, 1.5], "from 0.5 to 1.5: expected"),
+        ([0, 1], "from 0 to 1: expected"),
+        ([0.5, math.nan], "expected"),
+        ([[0.1, 0.2]], r"betas of shape \(1, 2\) from 0.1 to 0.2: expected \(T,\)"),
+        (0.5, r"betas of shape \(\) from 0.5 to 0.5: expected \(T,\)"),
+    ],
+)
+def test_alpha_bars_explains_wrong_betas(betas, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.alpha_bars(torch.tensor(betas))
+
+
+ALPHA_BAR = torch.tensor([0.81, 0.5, 0.04])
+
+
+def test_q_sample_by_hand():
+    x, eps = torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([[2.0, 0.0], [5.0, -1.0]])
+    expected = [[0.9 + 2 * 0.19**0.5, -0.9], [0.2 + 5 * 0.96**0.5, 0.4 - 0.96**0.5]]
+    torch.testing.assert_close(helpers.q_sample(x, torch.tensor([0, 2]), eps, ALPHA_BAR), torch.tensor(expected))
+    torch.testing.assert_close(helpers.q_sample(x, 2, eps, ALPHA_BAR)[1], torch.tensor(expected[1]))
+
+
+@pytest.mark.parametrize("shape", [(16,), (16, 189), (16, 9, 9), (16, 9, 9, 4)])
+def test_q_sample_is_what_diffusers_adds(scheduler, shape):
+    x, eps, t = torch.randn(shape), torch.randn(shape), torch.randint(1000, (16,))
+    expected = scheduler.add_noise(x, eps, t)
+    torch.testing.assert_close(helpers.q_sample(x, t, eps, scheduler.alphas_cumprod), expected)
+    torch.testing.assert_close(helpers.q_sample(x, t.int(), eps, scheduler.alphas_cumprod.double()), expected)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(t=3), "t from 3 to 3: the schedule has the steps 0 to 2"),
+        (dict(t=-1), "t from -1 to -1: the schedule has the steps 0 to 2"),
+        (dict(t=torch.tensor([0, 3])), "t from 0 to 3"),
+        (dict(t=1.0), r"t of shape \(\) and dtype torch.float32: expected whole numbers \(B,\) or one of them"),
+        (dict(t=torch.tensor([0.0, 1.0])), r"t of shape \(2,\) and dtype torch.float32"),
+        (dict(t=torch.tensor([0, 1, 2])), r"t of shape \(3,\) and dtype torch.int64"),
+        (dict(t=torch.tensor([[0], [1]])), r"t of shape \(2, 1\)"),
+        (dict(eps=torch.zeros(2, 4)), r"x_0 \(2, 3\) torch.float32 and eps \(2, 4\): expected float tensors of one sh"),
+        (dict(eps=torch.zeros(3)), r"eps \(3,\)"),  # would broadcast
+        (dict(x_0=torch.ones(2, 3, dtype=torch.long)), r"x_0 \(2, 3\) torch.int64"),
+        (
+            dict(alpha_bar=[0.5, 0.5, 0.1]),
+            "alpha_bar must fall at every step, from at most 1 to at least 0; see helpers",
+        ),
+        (dict(alpha_bar=[0.1, 0.5, 0.9]), "alpha_bar must fall"),
+        (dict(alpha_bar=[1.1, 0.5, 0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[0.9, 0.5, -0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[0.9, math.nan, 0.1]), "alpha_bar must fall"),
+        (dict(alpha_bar=[[0.9, 0.5, 0.1]]), "alpha_bar must fall"),
+    ],
+)
+def test_q_sample_explains_wrong_input(changes, message):
+    given = dict(x_0=torch.ones(2, 3), t=1, eps=torch.zeros(2, 3), alpha_bar=ALPHA_BAR) | changes
+    with pytest.raises(ValueError, match=message):
+        helpers.q_sample(**given)
+
+
+def test_posterior_mean_of_the_first_step_is_x_0():
+    x_0, x_t = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(helpers.posterior_mean(x_0, x_t, 0, [0.1, 0.2, 0.5]), x_0)
+    torch.testing.assert_close(helpers.posterior_mean(x_0, x_0 * 0.9**0.5, 0, torch.tensor([0.1])), x_0)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.5], [0.5, 1.0], [[0.1, 0.2]]])
+def test_posterior_mean_explains_wrong_betas(betas):
+    with pytest.raises(ValueError, match="betas of shape"):
+        helpers.posterior_mean(torch.ones(2), torch.ones(2), 1, betas)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Power spacing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 333, 1000])
+def test_the_power_spaced_steps(steps):
+    scheduler = helpers.PowerSpacedDPMSolver(**helpers.NOISE_SCHEDULE, **helpers.SAMPLER)
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps
+    assert len(times) == steps and times[0] == 999 and times[-1] >= 0 and (times.diff() < 0).all()
+    if steps == 20:
+        assert times[10] == round(1000 * 0.5**1.5) - 1

@@ -1,0 +1,82 @@
+"""Files of a user's own molecules, good and bad."""
+
+import pytest
+
+import helpers
+
+
+def test_a_csv_file(tmp_path):
+    path = tmp_path / "mine.csv"
+    lines = [
+        "name,SMILES",
+        "ethanol,OCC",
+        '"with, comma",C=O',
+        "salt,C[NH3+]",
+        "large,CCCCCCCCCC",
+        "chlorine,CCl",
+        "",
+        "typo,C1CC",
+        "nothing,",
+        "short",
+        'open,"C',
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    read = helpers.load_smiles(path)
+    assert read.smiles == ["CCO", "C=O"] and len(read) == 2
+    assert read.atoms.shape == (2, 9) and read.bonds.shape == (2, 9, 9)
+    assert helpers.to_smiles(read.atoms, read.bonds) == read.smiles
+    expected = {
+        4: "formal charges",
+        5: "10 heavy atoms",
+        6: "contains Cl",
+        8: "not a valid SMILES",
+        9: "no value in the smiles column",
+        10: "no value in the smiles column",
+        11: "a quoting error",
+    }
+    assert {number: text for number, text, _ in read.rejected} == {n: lines[n - 1] for n in expected}
+    for number, _, reason in read.rejected:
+        assert expected[number] in reason
+        assert f"line {number}: {reason}" in str(read)
+    assert str(read).startswith("2 molecules read, 7 lines not used")
+
+
+def test_a_smi_file(tmp_path):
+    path = tmp_path / "mine.smi"
+    path.write_bytes(b"OCC ethanol\r\n\r\nxyz what\r\nC#N\r\n")
+    read = helpers.load_smiles(str(path))
+    assert read.smiles == ["CCO", "C#N"]
+    assert [(number, text) for number, text, _ in read.rejected] == [(3, "xyz what")]
+
+
+def test_a_file_of_which_nothing_can_be_used(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("CCl\n")
+    read = helpers.load_smiles(path)
+    assert len(read) == 0 and len(read.rejected) == 1
+    assert read.atoms.shape == (0, 9) and read.bonds.shape == (0, 9, 9)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.smi", b"", "a.smi is empty"),
+        ("a.csv", b"\n \n", "a.csv is empty"),
+        ("a.csv", b"smiles\n", "holds a header and no molecule"),
+        ("a.csv", b"name,structure\nx,C\n", "has the columns name, structure; expected one of them to be named smiles"),
+        ("a.smi", b"\x89PNG\r\n\x1a\n\x00\x00", "is not a text file .*UTF-8"),
+        ("a.smi", "C\nCC\n".encode("utf-16"), "is not a text file .*UTF-8"),
+        ("a.csv", b"smiles\nC,\xff\n", "is not a text file .*UTF-8"),
+    ],
+)
+def test_unusable_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        helpers.load_smiles(path)
+
+
+def test_a_missing_file_or_a_folder(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no file at .*give the path of a .csv or .smi file"):
+            helpers.load_smiles(path)

@@ -1,0 +1,278 @@
+"""The losses, and the training loop with everything that can interrupt it."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+import helpers
+from molecule_diffusion import training
+
+RECIPE = dict(steps=300, batch_size=8, learning_rate=1e-2, warmup=10, ema_decay=0.9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_diffusion_loss_asks_for_v_as_diffusers_defines_it():
+    scheduler = DDPMScheduler(**helpers.NOISE_SCHEDULE)
+    z = torch.randn(64, 9, 2)
+    seen = {}
+
+    def model(z_t, t):
+        seen.update(z_t=z_t, t=t)
+        return torch.zeros_like(z_t)
+
+    torch.manual_seed(3)
+    loss = helpers.diffusion_loss(model, z)
+    torch.manual_seed(3)
+    eps = torch.randn_like(z)
+    t = seen["t"]
+    alpha_bar = scheduler.alphas_cumprod[t][:, None, None]
+    torch.testing.assert_close(seen["z_t"], alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps)
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
+    torch.testing.assert_close(v, scheduler.get_velocity(z, eps, t))
+    torch.testing.assert_close(loss, (v**2).mean())
+    assert t.dtype == torch.int64 and 0 <= t.min() and t.max() < 1000 and len(t.unique()) > 30
+
+
+def test_both_losses_fall_on_a_few_molecules(vae, graphs):
+    recipe = RECIPE | dict(steps=120, batch_size=32)
+    _, history = helpers.fit(vae, helpers.vae_loss, list(graphs), recipe, monitor_steps={1})
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    model = helpers.LatentDenoiser(latent_dim=2, width=64, hidden=64, depth=2, time_dim=16)
+    _, history = helpers.fit(model, helpers.diffusion_loss, [torch.ones(32, 9, 2)], recipe, monitor_steps={1})
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+
+
+UNIFORM = 9 * math.log(5) + 36 * math.log(4)  # nats of a graph that nothing is known about
+
+
+def test_graph_loss_is_in_nats_per_molecule(graph_denoiser, x_0):
+    torch.manual_seed(0)
+    untrained = helpers.graph_diffusion_loss(graph_denoiser, x_0).item()
+    assert UNIFORM < untrained < 1.2 * UNIFORM  # random logits are a little worse than none
+    nn.init.zeros_(graph_denoiser.out.weight), nn.init.zeros_(graph_denoiser.out.bias)
+    for x in (x_0, x_0[:3], x_0.to(torch.int8)):
+        assert helpers.graph_diffusion_loss(graph_denoiser, x).item() == pytest.approx(UNIFORM, rel=1e-5)
+
+
+def test_graph_loss_by_hand(x_0):
+    """From logits that do not depend on the input: the mean over graphs of -log p of the classes they have."""
+    row = torch.randn(189, generator=torch.Generator().manual_seed(0))
+    p = (helpers.expected_graph(row[None]) + 1) / 2
+    nats = -(p.log() * (x_0 == 1)).sum(1).mean()
+    torch.testing.assert_close(helpers.graph_diffusion_loss(lambda x_t, t, x_0=None: row.expand_as(x_t), x_0), nats)
+
+
+def test_graph_loss_asks_about_noisy_graphs_and_in_half_of_the_steps_gives_a_guess(x_0):
+    scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE)
+    x_0, weight = x_0.repeat(8, 1), torch.ones((), requires_grad=True)
+    calls, guesses, times = [], 0, []
+
+    def model(x_t, t, x_0=None):
+        calls.append((x_t, t, x_0))
+        return 3 * weight * x_t
+
+    for seed in range(60):
+        calls.clear()
+        torch.manual_seed(seed)
+        helpers.graph_diffusion_loss(model, x_0)
+        x_t, t, guess = calls[-1]
+        alpha_bar = scheduler.alphas_cumprod[t][:, None]
+        eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+        assert eps.mean().abs() < 0.05 and (eps.std() - 1).abs() < 0.05  # 48,384 numbers
+        times.append(t)
+        if guess is None:
+            assert len(calls) == 1
+            continue
+        guesses += 1
+        assert len(calls) == 2 and calls[0][2] is None
+        assert torch.equal(calls[0][0], x_t) and torch.equal(calls[0][1], t)
+        torch.testing.assert_close(guess, helpers.expected_graph(3 * x_t))
+        assert not guess.requires_grad, "the guess must not be trained"
+    t = torch.cat(times)
+    assert 15 <= guesses <= 45
+    assert t.dtype == torch.int64 and 0 <= t.min() and t.max() < 1000 and len(t.unique()) > 800
+    assert t.float().median() > 550, "t leans to the noisy end"
+
+
+def test_graph_loss_falls_on_64_graphs(graph_denoiser, qm9):
+    data = helpers.graph_vector(qm9.atoms[1000:1064], qm9.bonds[1000:1064]).to(torch.int8)
+    recipe = RECIPE | dict(steps=60, batch_size=64)
+    _, history = helpers.fit(graph_denoiser, helpers.graph_diffusion_loss, [data], recipe, monitor_steps={1})
+    assert history[0]["loss"] < 1.2 * UNIFORM
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def squared_error(model, x, y):
+    return (model(x) - y).pow(2).mean()
+
+
+def tiny_data():
+    x = torch.linspace(-1, 1, 160).reshape(40, 4)
+    return [x, x.sum(1, keepdim=True)]
+
+
+def tiny_fit(state=None, loss=squared_error, data=None, inputs=4, seed=0, **changes):
+    torch.manual_seed(0)
+    model = nn.Linear(inputs, 1)
+    return helpers.fit(model, loss, tiny_data() if data is None else data, RECIPE | changes, seed, state)
+
+
+def save_at_every_step():
+    """Let every look at the clock be 100 s after the one before: `fit` saves when 30 s have passed."""
+    training.time.monotonic = itertools.count(0, 100).__next__
+
+
+@pytest.fixture
+def saved_at_every_step(monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", itertools.count(0, 100).__next__)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_training
+def loss(model, x, y):
+    print("step", flush=True)
+    return test_training.squared_error(model, x, y)
+test_training.save_at_every_step()
+test_training.tiny_fit(sys.argv[2], loss)
+"""
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path):
+    state = tmp_path / "state.safetensors"
+    command = [sys.executable, "-c", KILLED, helpers.ROOT / "tests", state]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=helpers.ROOT) as process:
+        for _ in range(20):
+            assert process.stdout.readline().strip() == b"step"
+        process.kill()
+    assert state.exists()
+    steps = itertools.count()
+
+    def counted(model, x, y):
+        next(steps)
+        return squared_error(model, x, y)
+
+    resumed, history = tiny_fit(state, counted)
+    assert 0 < next(steps) < RECIPE["steps"] - 10, "the run did not resume"
+    uninterrupted, expected = tiny_fit()
+    for name, tensor in uninterrupted.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert [(entry["step"], entry["loss"]) for entry in history] == [(e["step"], e["loss"]) for e in expected]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    state = tmp_path / "state.safetensors"
+    first, history = tiny_fit(state, steps=5)
+    again, again_history = tiny_fit(state, steps=5, loss=lambda *_: pytest.fail("a step was made"))
+    assert torch.equal(first.weight, again.weight) and history == again_history
+
+
+def test_what_fit_returns_and_leaves_alone():
+    model, seen = nn.Linear(4, 1), []
+    before = torch.random.get_rng_state()
+    ema, history = helpers.fit(
+        model,
+        squared_error,
+        tiny_data(),
+        RECIPE | dict(steps=250),
+        monitor=lambda m: seen.append(m) or {"x": 1},
+        monitor_steps={3},
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [entry["step"] for entry in history] == [3, *range(13, 250, 13), 250]
+    assert history[0]["x"] == 1 and len(seen) == 1
+    assert not ema.training
+    assert not any(p.requires_grad for p in ema.parameters()), "the average drags the graph of every step along"
+    assert squared_error(ema, *tiny_data()) < 0.01
+
+
+def test_the_seed_decides_the_run():
+    same, again, other = (tiny_fit(steps=5, seed=seed)[0].weight for seed in (0, 0, 1))
+    assert torch.equal(same, again) and not torch.equal(same, other)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_state(tmp_path, saved_at_every_step, bad):
+    state = tmp_path / "state.safetensors"
+    calls = itertools.count()
+
+    def loss(model, x, y):
+        return squared_error(model, x, y) * (bad if next(calls) == 3 else 1)
+
+    message = rf"the loss is {bad} at step 3 with learning rate 0\.00\d+; the last good state is kept in state.safet"
+    with pytest.raises(helpers.TrainingError, match=message + ".*Lower learning_rate"):
+        tiny_fit(state, loss)
+    resumed, _ = tiny_fit(state)
+    assert torch.equal(resumed.weight, tiny_fit()[0].weight)
+
+
+def test_a_loss_that_is_not_finite_without_a_state():
+    with pytest.raises(helpers.TrainingError, match="at step 0 with learning rate [^;]*$"):
+        tiny_fit(loss=lambda model, x, y: squared_error(model, x, y) * float("nan"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(batch_size=41), r"lengths \[40, 40\] with batch_size=41: expected equal lengths of at least one batch"),
+        (dict(data=[torch.empty(0, 4), torch.empty(0, 1)]), r"lengths \[0, 0\] with batch_size=8"),
+        (dict(data=[]), r"lengths \[\] with batch_size=8"),
+        (dict(data=[torch.ones(40, 4), torch.ones(39, 1)]), r"lengths \[40, 39\]"),
+        (dict(steps=0), "steps=0: expected a whole number of at least 1"),
+        (dict(steps=-1), "steps=-1"),
+        (dict(steps=2.5), "steps=2.5"),
+        (dict(batch_size=0), "batch_size=0"),
+    ],
+)
+def test_wrong_data_and_recipes_are_explained(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_fit(**arguments)
+
+
+@pytest.mark.parametrize(
+    "changes, damage, message",
+    [
+        (dict(learning_rate=1e-3), None, "belongs to another recipe or seed; delete it to start afresh"),
+        (dict(seed=1), None, "belongs to another recipe or seed; delete it to start afresh"),
+        (dict(inputs=3, data=[torch.ones(40, 3), torch.ones(40, 1)]), None, "(?s)is of another shape .*delete it"),
+        ({}, lambda content: content[:100], "is damaged .*delete it to start afresh"),
+        ({}, lambda content: b"", "is damaged .*delete it to start afresh"),
+        ({}, lambda content: b"\xff" * 500, "is damaged .*delete it to start afresh"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_kept(tmp_path, changes, damage, message):
+    state = tmp_path / "state.safetensors"
+    tiny_fit(state, steps=5)
+    if damage:
+        state.write_bytes(damage(state.read_bytes()))
+    content = state.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        tiny_fit(state, steps=5, **changes)
+    assert state.read_bytes() == content
+
+
+def test_the_second_cosine_starts_from_half_the_rate():
+    recipe = dict(steps=100, restart=60, learning_rate=1.0, warmup=10)
+    rates = [training.learning_rate(recipe, step) for step in range(100)]
+    plain = [training.learning_rate(recipe | {"restart": 100}, step) for step in range(100)]
+    assert rates[59] < 0.03 < 0.49 < rates[60] <= 0.5 and rates[99] < 0.02
+    assert all(a >= b for a, b in zip(rates[9:59], rates[10:60])) and all(
+        a >= b for a, b in zip(rates[60:], rates[61:])
+    )
+    assert plain == [training.learning_rate(dict(steps=100, learning_rate=1.0, warmup=10), step) for step in range(100)]
