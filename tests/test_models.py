@@ -51,7 +51,8 @@ def test_kl_against_monte_carlo(vae, graphs):
 def test_reconstruction_loss_is_in_nats_per_molecule(vae, graphs):
     with torch.no_grad():
         for head in (vae.atom_head, vae.bond_head.out):
-            nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         loss = vae.loss(*graphs, kl_weight=0).item()
     assert loss == pytest.approx(9 * math.log(5) + 36 * math.log(4), rel=1e-5)  # uniform over all classes
 

@@ -241,7 +241,8 @@ def test_the_denoiser_receives_its_previous_guess():
     pipe, inputs, logits = untrained("graph_ddpm"), [], []
 
     def record(network, arguments, output):
-        inputs.append(arguments), logits.append(output)
+        inputs.append(arguments)
+        logits.append(output)
 
     pipe.denoiser.register_forward_hook(record)
     output = draw(pipe, 5, batch_size=3, num_inference_steps=4)

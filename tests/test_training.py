@@ -59,7 +59,8 @@ def test_graph_loss_is_in_nats_per_molecule(graph_denoiser, x_0):
     torch.manual_seed(0)
     untrained = helpers.graph_diffusion_loss(graph_denoiser, x_0).item()
     assert UNIFORM < untrained < 1.2 * UNIFORM  # random logits are a little worse than none
-    nn.init.zeros_(graph_denoiser.out.weight), nn.init.zeros_(graph_denoiser.out.bias)
+    nn.init.zeros_(graph_denoiser.out.weight)
+    nn.init.zeros_(graph_denoiser.out.bias)
     for x in (x_0, x_0[:3], x_0.to(torch.int8)):
         assert helpers.graph_diffusion_loss(graph_denoiser, x).item() == pytest.approx(UNIFORM, rel=1e-5)
 
