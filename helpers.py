@@ -2,18 +2,19 @@
 
 The rooms are the files of `molecule_diffusion/`, in the order in which data flows; each imports only from those above.
 
-    files          paths, atomic writes, checksums
+    files          paths, atomic writes, checksums; the check of a count
     chemistry      graph <-> RDKit <-> SMILES, what counts as valid, types and parts of molecules, their properties
     qm9            all of QM9: graphs, targets, the fixed split, geometries, PyTorch Geometric's `Data`
     smiles_files   a user's own molecules
     encodings      graph <-> tensor: one-hot tokens, graph vectors, sequences
     schedules      ᾱ, q(x_t | x_0), the posterior; noise schedules and samplers
     conditions     tables of conditions, their files, the condition encoder
-    models         every network: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
+    models         every network that is trained: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
     pipelines      every generator as a diffusers pipeline; the sampling loop stands in its `__call__`
     training       `fit`, saved states, the losses
     evaluation     strict scores, framing rows, obedience, tables
-    checkpoints    loading and saving trained pipelines, their cards and metrics
+    checkpoints    loading and saving trained pipelines, their cards
+    scoring        scores of whole pipelines, for curves and cards
     recipes        one `Recipe` per checkpoint, and `train`
     drawing        colours, the drawing of molecules, captions
     viewers        grids, graphs, film strips, maps, histograms, curves

@@ -1,20 +1,16 @@
-"""Trained pipelines on disk: loading with every check, saving, their cards, and the metrics that stand on them."""
+"""Trained pipelines on disk: loading with every check, saving, and their cards."""
 
 import inspect
 import json
 import platform
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from molecule_diffusion import pipelines
-from molecule_diffusion.chemistry import describe
-from molecule_diffusion.evaluation import evaluate, obedience
 from molecule_diffusion.files import CHECKPOINTS, atomic, read_json, sha256, write_json
 from molecule_diffusion.qm9 import SPLIT_SEED, shared_qm9
 from molecule_diffusion.training import bf16_is_fast
@@ -36,14 +32,15 @@ def load_pipeline(name, folder=CHECKPOINTS):
         folder: that holds the checkpoint's folder; what `train` returned for a run of your own.
 
     Returns: a DiffusionPipeline in single precision, in evaluation mode, on the CPU; `.card` is its card (a dict).
-    Raises: ValueError for an unknown name or a damaged file, FileNotFoundError for a missing one. Weights are read from
+    Raises: FileNotFoundError for an unknown name or a missing file, ValueError for a damaged one. Weights are read from
         safetensors files only, never from a pickle.
     """
-    path = Path(folder) / name
-    shipped = sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json"))
-    if name not in shipped and not path.is_dir():
-        raise ValueError(f"unknown checkpoint {name!r}; known ones: {', '.join(shipped)}")
+    folder = Path(folder)
+    path = folder / name
     remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
+    if name in ("", "..") or Path(name).name != name or not path.is_dir():
+        there = ", ".join(sorted(card.parent.name for card in folder.glob("*/card.json")))
+        raise FileNotFoundError(f"no checkpoint {name!r}; here are: {there or 'none'}. If there was one, {remedy}")
     card = _read_card(path, remedy)
     try:
         pipe = _from_pretrained(path)
@@ -85,15 +82,15 @@ def _from_pretrained(path):
     if index == current:
         return kind.from_pretrained(path, **settings)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the checkpoint itself stays as it is
-        copy = shutil.copytree(path, Path(folder) / path.name)
-        write_json(copy / "model_index.json", current)
-        return kind.from_pretrained(copy, **settings)
+        renewed = shutil.copytree(path, Path(folder) / path.name)
+        write_json(renewed / "model_index.json", current)
+        return kind.from_pretrained(renewed, **settings)
 
 
 def _current_entry(entry):
-    """An entry of a model_index.json from the time when the course was one module, with its class's room of today.
+    """An entry of a model_index.json: [module, class]. diffusers looks for the class in that module.
 
-    diffusers looks for the class of ["helpers", "TokenVAE"] in the module that stands first.
+    In checkpoints from the time when the course was one module, helpers, it becomes the class's room of today.
     """
     if not isinstance(entry, list) or entry[0] != "helpers":
         return entry
@@ -180,62 +177,3 @@ def machine():
     dtype = "bf16" if bf16_is_fast() else "fp32"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return f"{device}, {torch.get_num_threads()} threads, {dtype} training, torch {torch.__version__.split('+')[0]}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Scores of pipelines
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def request(asked, rows, n, seed):
-    """The condition under which n molecules are drawn when a pipeline is scored.
-
-    Args: asked: names among type and part, or none; rows: QM9's molecules, of which n random ones are the model.
-    Returns: dict of arguments of the pipeline: nothing, or its `condition`.
-    """
-    if not asked:
-        return {}
-    rows = np.random.default_rng(seed).choice(rows, n)
-    table = describe([shared_qm9().smiles[i] for i in rows])
-    return {"condition": {key: table[key].tolist() for key in asked}}
-
-
-def score_on_the_way(pipe, asked=(), n=2000, seed=1):
-    """The score of a pipeline in training, for its curve; `asked` as in `request`, of validation molecules."""
-    pipe.set_progress_bar_config(disable=True)
-    arguments = request(asked, shared_qm9().validation, n, seed)
-    output = pipe(n, generator=torch.Generator(pipe.device).manual_seed(seed), **arguments)
-    score = evaluate(output)
-    sampler = f"{pipe.scheduler.config.algorithm_type}, {default(pipe, 'num_inference_steps')} steps"
-    result = {"sampler": sampler} | {key: getattr(score, key) for key in ("N", "valid", "unique", "novel", "fcd")}
-    if asked:
-        obeyed = obedience(output, arguments["condition"])
-        result |= {f"{key}_obeyed": obeyed[f"{key}_obeyed"] for key in asked}
-    return result
-
-
-def score_for_card(pipe, n, seed, asked=(), **arguments):
-    """All metrics of a finished pipeline, for its card; `asked` as in `request`, of test molecules.
-
-    Args: n, seed: how many molecules are drawn, and with which seed; arguments: of the pipeline, such as its steps.
-    """
-    arguments |= request(asked, shared_qm9().test, n, seed)
-    cpu, wall = time.process_time(), time.perf_counter()
-    output = pipe(n, generator=torch.Generator().manual_seed(seed), **arguments)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    metrics = evaluate(output, pipe.card["name"]).as_dict()
-    metrics |= {"sampling_seed": seed, "sampling_seconds": round(wall, 1)}
-    if asked:
-        metrics["asked"] = f"{' and '.join(asked)} of test molecules"
-        metrics |= obedience(output, arguments["condition"])
-    for key in ("num_inference_steps", "guidance_scale"):
-        value = arguments.get(key, default(pipe, key))
-        if value is not None:
-            metrics[key] = value
-    return metrics | {"cpu_ms_per_molecule": round(1000 * cpu / n, 2), "sampling_machine": machine()}
-
-
-def default(pipe, argument):
-    """The default of one of a pipeline's arguments, None where it takes no such argument."""
-    parameter = inspect.signature(pipe.__call__).parameters.get(argument)
-    return None if parameter is None else parameter.default

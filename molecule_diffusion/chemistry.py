@@ -184,11 +184,14 @@ def to_smiles(atoms, bonds):
         return [sanitised_smiles(mol) for mol in to_mols(atoms, bonds)]
 
 
+def sanitises(mol):
+    """Sanitise a molecule in place. Returns: whether RDKit accepts it; a molecule without atoms is none."""
+    return mol.GetNumAtoms() > 0 and Chem.SanitizeMol(mol, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
+
+
 def sanitised_smiles(mol):
-    """Sanitise a molecule in place; its canonical SMILES without stereo, None where RDKit refuses it or it is empty."""
-    if mol.GetNumAtoms() == 0 or Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
-        return None
-    return Chem.MolToSmiles(mol, isomericSmiles=False)
+    """Sanitise a molecule in place. Returns: its canonical SMILES without stereo, None where RDKit refuses it."""
+    return Chem.MolToSmiles(mol, isomericSmiles=False) if sanitises(mol) else None
 
 
 _CHARGE = re.compile(r"\[[^]]*[+-]")  # a bracket with a sign in it, the only way to write a charge in a SMILES

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from rdkit import Chem, rdBase
 
-from molecule_diffusion.chemistry import sanitised_smiles
+from molecule_diffusion.chemistry import sanitises
 
 # Okabe & Ito's palette, distinguishable with every common colour blindness.
 COLOURS = dict(
@@ -71,7 +71,7 @@ def drawable(mol):
 
     mol = Chem.Mol(mol)
     with rdBase.BlockLogs():
-        sound = sanitised_smiles(mol) is not None
+        sound = sanitises(mol)
     if sound:
         return rdMolDraw2D.PrepareMolForDrawing(Chem.RemoveHs(mol), kekulize=True, forceCoords=True)
     mol = as_it_stands(mol)

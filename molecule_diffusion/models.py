@@ -1,4 +1,4 @@
-"""Every network of the course, and the few formulas that belong to them."""
+"""Every network with weights to train, and the few formulas that belong to them."""
 
 import numpy as np
 import torch
@@ -64,7 +64,10 @@ def time_network(dim):
 
 
 class ResidualBlock(nn.Module):
-    """x + gate · MLP(adaLN(x)); shift, scale and gate come from the time embedding (DiT, arXiv:2212.09748)."""
+    """x + gate · MLP(adaLN(x)); shift, scale and gate come from the time embedding (DiT, arXiv:2212.09748).
+
+    adaLN is a layer norm whose scale and shift depend on t. Shapes: x (B, width), time (B, time_dim) -> (B, width).
+    """
 
     def __init__(self, width, hidden, time_dim):
         super().__init__()
@@ -149,6 +152,7 @@ class TokenVAE(ModelMixin, ConfigMixin):
         """Negative ELBO per molecule in nats, with a weight on KL (β-VAE, Higgins et al. 2017).
 
         loss = -log p(atoms | z) - Σ_{i<j} log p(bond_ij | z) + kl_weight · KL(q(z | graph) ‖ N(0, I))
+        Shapes: atoms (B, 9), bonds (B, 9, 9) -> ().
         """
         mean, logvar = self.encode(atoms, bonds)
         atom_logits, bond_logits = self.decode(reparameterise(mean, logvar, torch.randn_like(mean)))
@@ -162,7 +166,10 @@ class TokenVAE(ModelMixin, ConfigMixin):
 
 @torch.no_grad()
 def encode_graphs(vae, atoms, bonds, batch_size=2000):
-    """Posterior means of many graphs, the latents that diffusion learns. Returns float tensor (N, 9, latent_dim)."""
+    """Posterior means of many graphs, the latents that diffusion learns.
+
+    Shapes: atoms (N, 9), bonds (N, 9, 9), arrays or tensors -> float tensor (N, 9, latent_dim), on the CPU.
+    """
     atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
     means = []
     for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):

@@ -1,4 +1,4 @@
-"""Every generator as a diffusers pipeline: noise -> steps of the scheduler -> decoded graphs -> SMILES."""
+"""Every generator as a diffusers pipeline: noise -> steps of the scheduler -> graphs -> SMILES; and the oracle."""
 
 import inspect
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class MoleculeOutput(BaseOutput):
 
 
 class MoleculePipeline(DiffusionPipeline):
-    """What the pipelines below share. Each has its own `__call__`, where the sampling loop stands."""
+    """What the generators below share; their sampling loops stand in their `__call__`."""
 
     def batches(self, num_molecules, batch_size):
         """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
@@ -79,7 +79,10 @@ class MoleculePipeline(DiffusionPipeline):
             raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
 
     def prepare_timesteps(self, num_inference_steps, strength=1.0):
-        """Set the scheduler's steps anew. Returns: the last `strength` of its timesteps, falling (SDEdit)."""
+        """Set the scheduler's steps anew, to begin where `strength` says (SDEdit).
+
+        Returns: the last round(strength · num_inference_steps) of its timesteps, falling.
+        """
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         skipped = num_inference_steps - round(strength * num_inference_steps)
         if hasattr(self.scheduler, "set_begin_index"):  # else it is looked up by t, which may occur twice
@@ -214,7 +217,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
             generator: torch.Generator; the same seed and batch size give the same molecules.
             batch_size: molecules denoised together.
             callback_on_step_end: function (pipe, step, t, {"latents": z after the step, "x_t": z_t before it,
-                "prediction": v}), called after each step. If it returns a dict with "latents", these are gone on with.
+                "prediction": v}), called after each step. If it returns a dict, its "latents" take the place of z.
             latents: molecules to vary, as an output's `latents`: (num_molecules, 9, latent_dim). None: from pure noise.
             strength: how much of the way they are noised and denoised again: 0 returns them, 1 keeps next to nothing
                 (SDEdit, Meng et al., arXiv:2108.01073).
@@ -236,7 +239,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 else:
                     z = self._noised(latents[batch], noise, timesteps)
                 for step, t in enumerate(timesteps):
-                    # 1. what does the network say about z_t?
+                    # 1. what does the network say about z_t? the diffusion prior replaces this method
                     v = self.predict(self.scheduler.scale_model_input(z, t), t, batch)
                     # 2. z_t -> z_{t-1}
                     z_t = z
@@ -249,7 +252,11 @@ class LatentDiffusionPipeline(MoleculePipeline):
         return self.finish(decoded, drawn)
 
     def predict(self, z_t, t, batch):
-        """The network's v for the molecules of one batch (a slice). Shapes: (B, 9, latent_dim), () -> the same."""
+        """The network's v for the molecules of one batch. Shapes: z_t (B, 9, latent_dim), t () -> v (B, 9, latent_dim).
+
+        The loop in `__call__` calls it. batch, a slice of all molecules, is for the diffusion prior, where each has its
+        own condition.
+        """
         return self.denoiser(z_t, t)
 
     def _noised(self, latents, noise, timesteps):
@@ -307,7 +314,8 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
     ):
         """Draw molecules that obey a condition: `pipe(12, {"type": "carbonyl", "part": "ring 5", "gap": 6.0})`.
 
-        The sampling loop is that of `LatentDiffusionPipeline`; what differs is the prediction, see `predict`.
+        The sampling loop is that of `LatentDiffusionPipeline`. It calls `predict`, which this class replaces and which
+        reads the conditions that are kept here first.
 
         Args:
             condition: dict with any of type, part, gap (eV), mu (Debye), logP, QED; see `ConditionEncoder`.
@@ -330,9 +338,10 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         )
 
     def predict(self, z_t, t, batch):
-        """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), for the molecules of one batch (a slice).
+        """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), in place of the network's own v.
 
-        v = v_without + guidance_scale · (v_with - v_without), both from one call of the network.
+        v = v_without + guidance_scale · (v_with - v_without), both from one call of the network, on twice the batch.
+        One prediction is enough where guidance_scale is 1, and where nothing is asked for, so that both are equal.
         """
         asked, without = self._asked[batch], self._without[batch]
         if self._guidance_scale == 1 or torch.equal(asked, without):

@@ -214,6 +214,12 @@ def shared_qm9():
     return load_qm9()
 
 
+def graph_tensors(rows):
+    """Atoms (n, 9) and bonds (n, 9, 9) of QM9's molecules `rows`, as tensors: a list of two."""
+    qm9 = shared_qm9()
+    return [torch.from_numpy(qm9.atoms[rows]), torch.from_numpy(qm9.bonds[rows])]
+
+
 def checksum(columns):
     """SHA-256 over the names, shapes, types and contents of a dict of arrays."""
     layout = [(name, columns[name].shape, str(columns[name].dtype)) for name in sorted(columns)]
@@ -258,7 +264,7 @@ def build_qm9():
     return {
         "smiles": np.frombuffer("\n".join(graph[2] for graph in graphs).encode(), np.uint8),
         "atoms": atoms,
-        "pairs": pairs_from_matrix(bonds),
+        "pairs": np.ascontiguousarray(pairs_from_matrix(bonds)),
         "targets": _targets(raw),
         "index": raw["Index"].to_numpy(np.int32),
         "row": np.array(rows, np.int32),

@@ -13,16 +13,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
-from molecule_diffusion.checkpoints import (
-    load_pipeline,
-    save_checkpoint,
-    score_for_card,
-    score_on_the_way,
-    update_card,
-)
+from molecule_diffusion.checkpoints import load_pipeline, save_checkpoint, update_card
 from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, condition_table
 from molecule_diffusion.encodings import graph_vector
-from molecule_diffusion.evaluation import reconstruction_accuracy
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, check_count, write_json
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE, encode_graphs
 from molecule_diffusion.pipelines import (
@@ -32,9 +25,25 @@ from molecule_diffusion.pipelines import (
     PropertyOraclePipeline,
     TokenVAEPipeline,
 )
-from molecule_diffusion.qm9 import shared_qm9
+from molecule_diffusion.qm9 import graph_tensors, shared_qm9
 from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver
-from molecule_diffusion.training import diffusion_loss, fit, graph_diffusion_loss, oracle_loss, prior_loss, vae_loss
+from molecule_diffusion.scoring import (
+    monitor_property_oracle,
+    monitor_token_vae,
+    score_for_card,
+    score_on_the_way,
+    score_property_oracle,
+    score_token_vae,
+)
+from molecule_diffusion.training import (
+    KL_WEIGHT,
+    diffusion_loss,
+    fit,
+    graph_diffusion_loss,
+    oracle_loss,
+    prior_loss,
+    vae_loss,
+)
 
 
 @dataclass
@@ -45,7 +54,7 @@ class Ingredients:
         network: to be trained.
         loss: function (network, *batch) -> scalar.
         data: tensors of equal length, the batches' columns.
-        parts: the pipeline's other networks, trained before or without weights to train.
+        parts: the pipeline's other networks, already trained or without trainable weights, by their names in it.
     """
 
     network: nn.Module
@@ -62,10 +71,12 @@ class Recipe:
         settings: `model`, the sizes of the network; steps, batch_size, learning_rate, warmup, ema_decay and restart, as
             `fit` reads them; weights of the loss. They stand on the card.
         prepare: function (settings) -> Ingredients: network, loss, data.
-        pipeline: its class; component: the trained network's name in it.
+        pipeline: its class.
+        component: the trained network's name in it. The pipeline is made of this, of the parts and of its scheduler:
+            `pipeline(denoiser=…, vae=…, scheduler=…)`.
         sampler: function () -> its scheduler; None for a pipeline without one.
         monitor: function (pipeline) -> dict, called at CURVE_POINTS of the training.
-        score: function (pipeline, n, seed, **arguments) -> dict, the metrics on the card.
+        score: function (pipeline, n, seed) -> dict, the metrics on the card; it takes the arguments of `fast` too.
         fast: arguments of a second, faster setting that the card reports too, chosen on validation; None for none.
     """
 
@@ -95,7 +106,7 @@ def prepare_token_vae(settings):
     """A TokenVAE, and the graphs of the training split."""
     qm9 = shared_qm9()
     loss = functools.partial(vae_loss, kl_weight=settings["kl_weight"])
-    return Ingredients(TokenVAE(**settings["model"]), loss, _graphs(qm9.train))
+    return Ingredients(TokenVAE(**settings["model"]), loss, graph_tensors(qm9.train))
 
 
 def prepare_graph_ddpm(settings):
@@ -109,7 +120,7 @@ def prepare_latent_diffusion(settings):
     """A LatentDenoiser, and the latents of the training split in the shipped TokenVAE."""
     vae = load_pipeline("token_vae").vae
     network = LatentDenoiser(**settings["model"])
-    z = network.set_latents(vae, encode_graphs(vae, *_graphs(shared_qm9().train)))
+    z = network.set_latents(vae, encode_graphs(vae, *graph_tensors(shared_qm9().train)))
     return Ingredients(network, diffusion_loss, [z], {"vae": vae})
 
 
@@ -122,7 +133,7 @@ def prepare_diffusion_prior(settings):
     encoder = ConditionEncoder().set_targets(table)
     condition = encoder({key: table[key] for key in ("type", "part", *CONDITION_TARGETS)}, len(table))
     network = LatentDenoiser(**settings["model"], condition_dim=encoder.size)
-    z = network.set_latents(vae, encode_graphs(vae, *_graphs(rows)))
+    z = network.set_latents(vae, encode_graphs(vae, *graph_tensors(rows)))
     loss = functools.partial(prior_loss, encoder)
     return Ingredients(network, loss, [z, condition], {"vae": vae, "encoder": encoder})
 
@@ -135,49 +146,7 @@ def prepare_property_oracle(settings):
     values = torch.from_numpy(np.stack([qm9.target(name)[rows] for name in network.config.targets], 1))
     network.mean.copy_(values.mean(0))
     network.std.copy_(values.std(0))
-    return Ingredients(network, oracle_loss, [*_graphs(rows), (values - network.mean) / network.std])
-
-
-def _graphs(rows):
-    """Atoms and bonds of QM9's molecules `rows`, as tensors."""
-    qm9 = shared_qm9()
-    return [torch.from_numpy(qm9.atoms[rows]), torch.from_numpy(qm9.bonds[rows])]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Monitors and scores
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def monitor_token_vae(pipe):
-    """Share of the validation molecules that come back exactly."""
-    return {"exact": reconstruction_accuracy(pipe.vae, *_graphs(shared_qm9().validation))}
-
-
-def score_token_vae(pipe, n, seed):
-    """Samples of the prior, and the share of the test molecules that come back exactly."""
-    test = shared_qm9().test
-    exact = reconstruction_accuracy(pipe.vae, *_graphs(test))
-    metrics = score_for_card(pipe, n, seed)
-    return metrics | {"exact_reconstruction_test": exact, "N_reconstruction": len(test)}
-
-
-def monitor_property_oracle(pipe):
-    """Mean absolute errors on the validation molecules."""
-    return _oracle_errors(pipe, shared_qm9().validation)
-
-
-def score_property_oracle(pipe, n, seed):
-    """Mean absolute errors on the first n test molecules."""
-    rows = shared_qm9().test[:n]
-    return _oracle_errors(pipe, rows) | {"N": len(rows)}
-
-
-def _oracle_errors(pipe, rows):
-    """Mean absolute errors on QM9's molecules `rows`, which neither half of the training split holds."""
-    qm9 = shared_qm9()
-    found = pipe([qm9.smiles[i] for i in rows])
-    return {f"mae_{name}": float(np.abs(found[name] - qm9.target(name)[rows]).mean()) for name in found}
+    return Ingredients(network, oracle_loss, [*graph_tensors(rows), (values - network.mean) / network.std])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +170,7 @@ RECIPES = {
     "token_vae": Recipe(
         settings=dict(
             model=dict(width=128, layers=3, latent_dim=8),
-            kl_weight=0.1,
+            kl_weight=KL_WEIGHT,
             steps=2500,
             batch_size=512,
             learning_rate=1e-3,
@@ -287,8 +256,14 @@ RECIPES = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _recipe(name):
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 def train(name, seed=0, steps=None):
-    """Train a checkpoint by its recipe, resuming if it was interrupted; save and score it.
+    """Train a checkpoint by its recipe, save and score it; called again after an interrupt, it goes on where it was.
 
     The recipe with seed 0 replaces the shipped checkpoint when it is done; any other run is saved under data/training.
 
@@ -299,9 +274,7 @@ def train(name, seed=0, steps=None):
 
     Returns: the folder to give to `load_pipeline(name, folder)`.
     """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; known ones: {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    recipe = _recipe(name)
     settings = recipe.settings if steps is None else recipe.settings | {"steps": steps}
     check_count("steps", settings["steps"])
     with torch.random.fork_rng():
@@ -332,7 +305,7 @@ def score_checkpoint(name, folder=CHECKPOINTS, num_molecules=10_000):
 
     A recipe with a fast setting gets a second set, `metrics_fast`. Returns: the metrics.
     """
-    recipe = RECIPES[name]
+    recipe = _recipe(name)
     pipe = load_pipeline(name, folder)
     pipe.set_progress_bar_config(disable=True)
     changes = {"metrics": recipe.score(pipe, n=num_molecules, seed=0)}

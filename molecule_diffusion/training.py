@@ -1,4 +1,4 @@
-"""The training loop, its jobs beside it (progress, saved states), and the losses."""
+"""The training loop `fit`, what it works with (progress, saved states, the learning rate), and the losses."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
-def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_steps=()):
+def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_steps=()):
     """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
 
     Runs on a CPU, on a GPU, and on several processes through `accelerate launch`. Every step seeds its own random
@@ -33,31 +33,35 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
 
     Args:
         model: nn.Module, trained in place.
-        loss: function (model, *batch) -> scalar tensor.
+        loss: function (model, *batch) -> scalar tensor. It calls the model itself, `model(…)`, not a method of it:
+            with several processes only that call adds up their gradients.
         data: tensors of equal length; a batch is drawn from them with replacement.
-        recipe: dict with steps, batch_size, learning_rate, warmup, ema_decay, and restart (a step) if there is one.
+        settings: dict, such as a Recipe's `settings`, with steps, batch_size (per process), learning_rate, warmup,
+            ema_decay, and restart (a step) if there is one; what else it holds is only kept with the state.
         seed: whole number.
         state: path of the file to resume from and to save to every 30 s; None keeps nothing.
-        monitor: function (model) -> dict, called with the moving average after the steps in `monitor_steps`.
+        monitor: function (model) -> dict, called with the moving average.
+        monitor_steps: after which steps; its dict becomes part of the history.
 
     Returns: (ema, history): the averaged model in evaluation mode, and a list of dicts with step, loss, seconds, ….
-    Raises: ValueError for data or recipe that do not fit; TrainingError when the loss is not finite.
+    Raises: ValueError for data or settings that do not fit; TrainingError when the loss is not finite.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
-    _check_training(data, recipe)
-    steps = recipe["steps"]
+    _check_training(data, settings)
+    steps = settings["steps"]
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["learning_rate"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     plain = accelerator.unwrap_model(model)
-    ema = EMAModel(plain.parameters(), decay=recipe["ema_decay"], foreach=True)
+    ema = EMAModel(plain.parameters(), decay=settings["ema_decay"], foreach=True)
     progress = Progress()
     if state is not None and Path(state).exists():
-        progress = load_state(state, plain, ema, optimizer, recipe, seed)
+        progress = load_state(state, plain, ema, optimizer, settings, seed)
+        averaged.load_state_dict(plain.state_dict())  # for its buffers; ema has the parameters
     data = [column.to(accelerator.device) for column in data]
     saved = time.monotonic()
     bar = tqdm(total=steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
@@ -65,10 +69,10 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
         for step in range(progress.step, steps):
             started = time.perf_counter()
             _seed_step(seed, step, accelerator.process_index)
-            rate = learning_rate(recipe, step)
+            rate = learning_rate(settings, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows = torch.randint(len(data[0]), (recipe["batch_size"],)).to(accelerator.device)
+            rows = torch.randint(len(data[0]), (settings["batch_size"],)).to(accelerator.device)
             with accelerator.autocast():
                 value = loss(model, *(column[rows] for column in data))
             _check_finite(value.item(), step, rate, state)
@@ -88,19 +92,22 @@ def fit(model, loss, data, recipe, seed=0, state=None, monitor=None, monitor_ste
                 bar.write(json.dumps(progress.history[-1]))
             save_is_due = progress.step == steps or time.monotonic() - saved > SAVE_EVERY
             if state is not None and save_is_due and accelerator.is_main_process:
-                save_state(state, plain, ema, optimizer, recipe, seed, progress)
+                save_state(state, plain, ema, optimizer, settings, seed, progress)
                 saved = time.monotonic()
     ema.copy_to(averaged.parameters())
     return averaged, progress.history
 
 
-def _check_training(data, recipe):
-    check_count("steps", recipe["steps"])
-    check_count("batch_size", recipe["batch_size"])
+def _check_training(data, settings):
+    needed = ("steps", "batch_size", "learning_rate", "warmup", "ema_decay")
+    if not isinstance(settings, dict) or not settings.keys() >= set(needed):
+        raise ValueError(f"settings={settings!r}: expected a dict with {', '.join(needed)}, a Recipe's .settings")
+    check_count("steps", settings["steps"])
+    check_count("batch_size", settings["batch_size"])
     lengths = [len(column) for column in data]
-    if len(set(lengths)) != 1 or lengths[0] < recipe["batch_size"]:
+    if len(set(lengths)) != 1 or lengths[0] < settings["batch_size"]:
         raise ValueError(
-            f"training data of lengths {lengths} with batch_size={recipe['batch_size']}: "
+            f"training data of lengths {lengths} with batch_size={settings['batch_size']}: "
             "expected equal lengths of at least one batch"
         )
 
@@ -127,16 +134,16 @@ def _entry_is_due(step, steps):
     return step % min(100, math.ceil(steps / 20)) == 0 or step == steps
 
 
-def learning_rate(recipe, step):
+def learning_rate(settings, step):
     """Linear warm-up, then a cosine to 2 %; after step `restart`, if there is one, a second cosine from half the rate
     (warm restarts, Loshchilov & Hutter, arXiv:1608.03983)."""
-    restart = recipe.get("restart", recipe["steps"])
+    restart = settings.get("restart", settings["steps"])
     first, last, peak = 0, restart, 1
     if step >= restart:
-        first, last, peak = restart, recipe["steps"], 0.5
-    warm = min(1, (step + 1) / max(1, recipe["warmup"]))
+        first, last, peak = restart, settings["steps"], 0.5
+    warm = min(1, (step + 1) / max(1, settings["warmup"]))
     cosine = 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
-    return recipe["learning_rate"] * peak * warm * (0.02 + 0.98 * cosine)
+    return settings["learning_rate"] * peak * warm * (0.02 + 0.98 * cosine)
 
 
 def bf16_is_fast():
@@ -169,7 +176,7 @@ class Progress:
         return {"step": self.step, "loss": round(self.loss, 5), "seconds": round(self.seconds, 1)}
 
 
-def save_state(path, model, ema, optimizer, recipe, seed, progress):
+def save_state(path, model, ema, optimizer, settings, seed, progress):
     """Write all that a training needs to go on to one safetensors file, atomically."""
     from safetensors.torch import save_file
 
@@ -180,12 +187,12 @@ def save_state(path, model, ema, optimizer, recipe, seed, progress):
         for name, tensor in moments.items():
             tensors[f"optimizer.{index}.{name}"] = tensor
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    content = json.dumps({"recipe": recipe, "seed": seed, "progress": asdict(progress)})
+    content = json.dumps({"settings": settings, "seed": seed, "progress": asdict(progress)})
     with atomic(path) as part:
         save_file(tensors, part, metadata={"training": content})
 
 
-def load_state(path, model, ema, optimizer, recipe, seed):
+def load_state(path, model, ema, optimizer, settings, seed):
     """Load what `save_state` wrote into model, average and optimizer. Returns: Progress.
 
     Raises: ValueError where the file is damaged, or of another recipe, seed or model; it is never changed.
@@ -195,11 +202,16 @@ def load_state(path, model, ema, optimizer, recipe, seed):
     try:
         with safe_open(path, "pt") as file:
             content = json.loads(file.metadata()["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # clones, because a file that tensors still lie in cannot be replaced on Windows
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         progress = Progress(**content["progress"])
-    except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except KeyError as error:
+        raise ValueError(
+            f"the training state {path} is of another version of the course (no {error}); delete it to start afresh"
+        ) from None
+    except (SafetensorError, OSError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the training state {path} is damaged ({error}); delete it to start afresh") from None
-    if (content["recipe"], content["seed"]) != (json.loads(json.dumps(recipe)), seed):
+    if (content["settings"], content["seed"]) != (json.loads(json.dumps(settings)), seed):
         raise ValueError(f"the training state {path} belongs to another recipe or seed; delete it to start afresh")
     try:
         model.load_state_dict(_below("model.", tensors))
@@ -228,8 +240,11 @@ def _below(prefix, tensors):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def vae_loss(model, atoms, bonds, kl_weight=0.1):
-    """The TokenVAE's loss (see `TokenVAE.loss`), by default with the KL weight of the shipped recipe."""
+KL_WEIGHT = 0.1  # of the shipped TokenVAE
+
+
+def vae_loss(model, atoms, bonds, kl_weight=KL_WEIGHT):
+    """The TokenVAE's loss (see `TokenVAE.loss`), by default with the shipped KL weight."""
     return model(atoms, bonds, kl_weight)
 
 
@@ -247,7 +262,11 @@ def diffusion_loss(model, z, *condition):
 
 
 def prior_loss(encoder, model, z, condition):
-    """`diffusion_loss` with condition dropout, so that one network learns with and without each condition."""
+    """`diffusion_loss` with condition dropout, so that one network learns with and without each condition.
+
+    `fit` wants a function of model and batch: give it `functools.partial(prior_loss, encoder)`.
+    Shapes: z (B, 9, latent_dim), standardised; condition (B, encoder.size), as the encoder makes it.
+    """
     return diffusion_loss(model, z, encoder.drop(condition))
 
 
@@ -272,7 +291,7 @@ def graph_diffusion_loss(model, x_0):
 
 
 def oracle_loss(model, atoms, bonds, values):
-    """Mean absolute error of the standardised properties."""
+    """Mean absolute error of standardised properties. Shapes: atoms (B, 9), bonds (B, 9, 9), values (B, targets)."""
     return (model(atoms, bonds).float() - values).abs().mean()
 
 
@@ -285,4 +304,5 @@ def _logit_normal_timesteps(n, mean):
 
 @functools.cache
 def _training_scheduler():
+    """The noise schedule, to add noise and to compute v; it takes no steps, so its prediction_type does not matter."""
     return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)

@@ -137,8 +137,9 @@ def _page(mols, names, png, alt):
     view.setStyle({}, {})
     view.setStyle({"model": 0}, STYLE)
     view.zoomTo({"model": 0})
+    viewer = view.write_html()  # gives the view its uniqueid
     parts = {
-        "viewer": view.write_html(),
+        "viewer": viewer,
         "id": view.uniqueid,
         "menu": _menu(names, view.uniqueid) if len(mols) > 1 else "",
         "style": json.dumps(STYLE),

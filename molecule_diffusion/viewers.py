@@ -110,8 +110,8 @@ def show_filmstrip(x, titles, caption=None):
     for k, mol in enumerate(to_mols(*vector_graph(x))):
         with rdBase.BlockLogs():
             smiles = sanitised_smiles(Chem.Mol(mol))
-        told.append(f"{titles[k]} {smiles or 'not valid'}")
         state = {"valid": "valid", "fragmented": "in pieces"}.get(verdict(smiles), "not valid")
+        told.append(f"{titles[k]} {state if state == 'not valid' else smiles}")
         panels[0, k].imshow(images[k])
         panels[0, k].set_title(titles[k], fontsize=9)
         panels[1, k].imshow(molecule_picture(drawable(mol), (200, 200)))
@@ -168,7 +168,7 @@ def _flat_map(points, values, label):
 def _live_map(points, values, smiles, label):
     """A widget: the map, and beside it the molecule at the pointer."""
     import plotly.graph_objects as go
-    from ipywidgets import HBox, Image
+    from ipywidgets import HBox, Image, Layout
 
     def drawn(k):
         legend = f"{smiles[k]}  {values[k]:.2f}"
@@ -180,10 +180,10 @@ def _live_map(points, values, smiles, label):
 
     marker = dict(color=values, colorscale="Viridis", size=6, colorbar=dict(title=label))
     figure = go.FigureWidget([go.Scattergl(x=points[:, 0], y=points[:, 1], mode="markers", marker=marker, text=smiles)])
-    figure.update_layout(width=620, height=420, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white")
+    figure.update_layout(width=600, height=420, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white")
     figure.data[0].on_hover(point_at)
-    picture = Image(value=drawn(0), width=260, height=260)
-    return HBox([figure, picture])
+    picture = Image(value=drawn(0), width=240, height=240)
+    return HBox([figure, picture], layout=Layout(align_items="center"))  # else the picture is stretched
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import errno
 import inspect
 import json
 import pickle
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from shared import GENERATORS, SCHEDULES, draw, untrained
 
 import helpers
-from molecule_diffusion import checkpoints, recipes
+from molecule_diffusion import checkpoints, recipes, scoring
 
 NAMES = sorted(helpers.RECIPES)
 
@@ -76,7 +77,7 @@ class Trap:
 @pytest.mark.parametrize(
     "damage, error, message",
     [
-        (shutil.rmtree, FileNotFoundError, "card.json is missing"),
+        (shutil.rmtree, FileNotFoundError, "no checkpoint 'token_vae'; here are: none. If there was one"),
         (lambda f: (f / "card.json").unlink(), FileNotFoundError, "card.json is missing"),
         (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "diffusion_pytorch_model.safetensors is missing"),
         (flip_byte, ValueError, "token_vae/vae/diffusion_pytorch_model.safetensors is damaged: its SHA-256"),
@@ -160,9 +161,10 @@ def test_the_pickle_trap_works(tmp_path):
     assert (tmp_path / "sprung").exists()
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown checkpoint 'stable_diffusion'; known ones: " + ", ".join(NAMES)):
-        helpers.load_pipeline("stable_diffusion")
+@pytest.mark.parametrize("name", ["stable_diffusion", "", ".", "..", "../checkpoints/token_vae"])
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint {re.escape(repr(name))}; here are: {', '.join(NAMES)}"):
+        helpers.load_pipeline(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_a_saved_checkpoint_loads_and_its_card_holds_its_score(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "reconstruction_accuracy", lambda *_: 0.5)  # that of 10,000 molecules takes a while
+    monkeypatch.setattr(scoring, "reconstruction_accuracy", lambda *_: 0.5)  # that of 10,000 molecules takes a while
     pipe = helpers.load_pipeline("token_vae")
     weights = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
     checkpoints.save_checkpoint("token_vae", pipe, {"steps": 7}, 3, 61.4, tmp_path)

@@ -42,9 +42,10 @@ def test_the_data_of_graph_diffusion_are_the_training_molecules(qm9):
     assert {key: pipe.scheduler.config[key] for key in helpers.GRAPH_NOISE_SCHEDULE} == helpers.GRAPH_NOISE_SCHEDULE
 
 
-def test_an_unknown_recipe_lists_the_known_ones():
+@pytest.mark.parametrize("command", [helpers.train, recipes.score_checkpoint])
+def test_an_unknown_recipe_lists_the_known_ones(command):
     with pytest.raises(ValueError, match="unknown recipe 'nonsense'; known ones: " + ", ".join(helpers.RECIPES)):
-        helpers.train("nonsense")
+        command("nonsense")
 
 
 def test_the_vae_learns_with_its_recipe_s_kl_weight(qm9):

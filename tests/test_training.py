@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import save_file
+from shared import SIZES
 from torch import nn
 
 import helpers
@@ -127,10 +129,11 @@ def tiny_data():
     return [x, x.sum(1, keepdim=True)]
 
 
-def tiny_fit(state=None, loss=squared_error, data=None, inputs=4, seed=0, **changes):
+def tiny_fit(state=None, loss=squared_error, data=None, inputs=4, seed=0, settings=None, **changes):
     torch.manual_seed(0)
     model = nn.Linear(inputs, 1)
-    return helpers.fit(model, loss, tiny_data() if data is None else data, RECIPE | changes, seed, state)
+    settings = RECIPE | changes if settings is None else settings
+    return helpers.fit(model, loss, tiny_data() if data is None else data, settings, seed, state)
 
 
 def save_at_every_step():
@@ -239,6 +242,8 @@ def test_a_loss_that_is_not_finite_without_a_state():
         (dict(steps=-1), "steps=-1"),
         (dict(steps=2.5), "steps=2.5"),
         (dict(batch_size=0), "batch_size=0"),
+        (dict(settings=dict(steps=3)), "expected a dict with steps, batch_size, learning_rate, warmup, ema_decay"),
+        (dict(settings=helpers.RECIPES["token_vae"]), "expected a dict with .*, a Recipe's .settings"),
     ],
 )
 def test_wrong_data_and_recipes_are_explained(arguments, message):
@@ -277,3 +282,29 @@ def test_the_second_cosine_starts_from_half_the_rate():
         a >= b for a, b in zip(rates[60:], rates[61:])
     )
     assert plain == [training.learning_rate(dict(steps=100, learning_rate=1.0, warmup=10), step) for step in range(100)]
+
+
+def test_a_resumed_average_has_the_buffers_that_it_was_trained_with(tmp_path):
+    """Else a denoiser that was trained on one VAE's latents would, resumed, carry the mark of another."""
+    state, settings = tmp_path / "state.safetensors", RECIPE | dict(steps=2)
+
+    def prepared(seed):
+        torch.manual_seed(seed)
+        vae = helpers.TokenVAE(width=16, layers=1, latent_dim=8)
+        denoiser = helpers.LatentDenoiser(**SIZES)
+        return vae, denoiser, denoiser.set_latents(vae, (1 + seed) * torch.randn(50, 9, 8))
+
+    first, denoiser, z = prepared(0)
+    helpers.fit(denoiser, helpers.diffusion_loss, [z], settings, state=state)
+    other, denoiser, z = prepared(1)
+    resumed, _ = helpers.fit(denoiser, helpers.diffusion_loss, [z], settings, state=state)
+    resumed.check_vae(first)
+    with pytest.raises(ValueError, match="trained on the latents of another VAE"):
+        resumed.check_vae(other)
+
+
+def test_a_state_of_another_version_is_not_called_damaged(tmp_path):
+    state = tmp_path / "state.safetensors"
+    save_file({"model.weight": torch.zeros(1)}, state, metadata={"progress": "{}"})
+    with pytest.raises(ValueError, match="is of another version of the course .*delete it to start afresh"):
+        tiny_fit(state)
