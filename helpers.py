@@ -2,7 +2,8 @@
 
 The rooms are the files of `molecule_diffusion/`, in the order in which data flows; each imports only from those above.
 
-    files          paths, atomic writes, checksums; the check of a count
+    checks         what every room asks of its arguments
+    files          paths, atomic writes, checksums
     chemistry      graph <-> RDKit <-> SMILES, what counts as valid, types and parts of molecules, their properties
     qm9            all of QM9: graphs, targets, the fixed split, geometries, PyTorch Geometric's `Data`
     smiles_files   a user's own molecules
@@ -19,6 +20,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     drawing        colours, the drawing of molecules, captions
     viewers        grids, graphs, film strips, maps, histograms, curves
     viewer_3d      molecules to turn
+    sampling       any number of molecules to a file
     exercises/     the checks: `checking`, then one file per notebook
     notebooks      set-up check; run and save a notebook; repeat a study
     cli            the command line, `python helpers.py --help`

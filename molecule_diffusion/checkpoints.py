@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from molecule_diffusion import pipelines
-from molecule_diffusion.files import CHECKPOINTS, atomic, read_json, sha256, write_json
+from molecule_diffusion.checks import quoted
+from molecule_diffusion.files import CHECKPOINTS, atomic, read_json, recover, sha256, write_json
 from molecule_diffusion.qm9 import SPLIT_SEED, shared_qm9
 from molecule_diffusion.training import bf16_is_fast
 
@@ -33,17 +34,23 @@ def load_pipeline(name, folder=CHECKPOINTS):
 
     Returns: a DiffusionPipeline in single precision, in evaluation mode, on the CPU; `.card` is its card (a dict).
     Raises: FileNotFoundError for an unknown name or a missing file, ValueError for a damaged one. Weights are read from
-        safetensors files only, never from a pickle.
+        safetensors files only, never from a pickle. Every file is the one that its card was written for.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name={quoted(name)}: expected a text, such as 'latent_diffusion'")
     folder = Path(folder)
     path = folder / name
     remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
-    if name in ("", "..") or Path(name).name != name or not path.is_dir():
+    is_plain = name not in ("", "..") and Path(name).name == name
+    if is_plain:
+        recover(path)
+    if not is_plain or not path.is_dir():
         there = ", ".join(sorted(card.parent.name for card in folder.glob("*/card.json")))
         raise FileNotFoundError(f"no checkpoint {name!r}; here are: {there or 'none'}. If there was one, {remedy}")
     card = _read_card(path, remedy)
     try:
-        pipe = _from_pretrained(path)
+        with torch.random.fork_rng(devices=[]):  # networks are filled with random numbers before their weights come
+            pipe = _from_pretrained(path)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"checkpoint {name} does not fit this code ({str(error).splitlines()[0]}); {remedy}") from None
     for key, network in networks(pipe).items():
@@ -56,18 +63,31 @@ def load_pipeline(name, folder=CHECKPOINTS):
 
 
 def _read_card(path, remedy):
-    """The card of a checkpoint whose weights are those that the card was written for."""
+    """The card of a checkpoint of which every file is the one that the card was written for."""
     name = path.name
     try:
         card = read_json(path / "card.json")
         for file, expected in card["sha256"].items():
             if sha256(path / file) != expected:
                 raise ValueError(f"{name}/{file} is damaged: its SHA-256 is not the one in card.json; {remedy}")
+        if strange := sorted(_files_to_hash(path) - card["sha256"].keys()):
+            raise ValueError(f"{name}/{strange[0]} is not of this checkpoint: card.json has no SHA-256 of it; {remedy}")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"checkpoint {name}: {Path(error.filename).name} is missing; {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {name}: card.json is damaged ({error}); {remedy}") from None
     return card
+
+
+def _files_to_hash(folder):
+    """The files that a card answers for, as it names them: all but itself and the page that is made from it.
+
+    Cards from the time when the course was one module, helpers, answer for the weights alone.
+    """
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if '"helpers"' in (folder / "model_index.json").read_text(encoding="utf-8"):
+        return {file for file in files if file.endswith(".safetensors")}
+    return files - {"card.json", "README.md", ".DS_Store"}
 
 
 def _from_pretrained(path):
@@ -131,14 +151,27 @@ def save_checkpoint(name, pipe, settings, seed, seconds, folder):
         "machine": machine(),
     }
     with atomic(folder / name) as part:
-        pipe.to(torch.float16).save_pretrained(part, safe_serialization=True)
+        _save_networks(pipe, part)
         for path in [part / "model_index.json", *part.glob("*/config.json")]:  # where it was loaded from stays here
             config = read_json(path)
             config.pop("_name_or_path", None)
             write_json(path, config)
-        weights = sorted(part.rglob("*.safetensors"))
-        card["sha256"] = {path.relative_to(part).as_posix(): sha256(path) for path in weights}
+        card["sha256"] = {file: sha256(part / file) for file in sorted(_files_to_hash(part))}
         write_card(part, card)
+
+
+def _save_networks(pipe, folder):
+    """Save a pipeline in half precision, in files that every user of the machine can read."""
+    from safetensors import SafetensorError
+
+    try:
+        pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        raise OSError(f"the weights could not be written ({error})") from None
+    for path in folder.rglob("*.safetensors"):  # safetensors writes files that only their owner can read
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
 
 
 def update_card(name, folder, changes):

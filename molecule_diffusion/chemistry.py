@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from rdkit import Chem, rdBase
 
+from molecule_diffusion.checks import check_smiles_list, quoted
+
+MAX_SMILES_LENGTH = 500  # letters; RDKit takes minutes for very long ones, or dies
 MAX_ATOMS = 9
 ATOM_TYPES = ("C", "N", "O", "F", "none")
 BOND_TYPES = ("none", "single", "double", "triple")
@@ -18,6 +21,46 @@ _BOND_ORDERS = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.
 _KNOWN_BONDS = {*_BOND_ORDERS[1:], Chem.BondType.AROMATIC}
 _ATOM_INDEX = {symbol: index for index, symbol in enumerate(ATOM_TYPES[:NO_ATOM])}
 _VALENCES = np.array([4, 3, 2, 1, 0])  # of C, N, O, F and "none"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading SMILES
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_smiles(smiles, sanitize=True):
+    """An RDKit molecule from a SMILES, without atom maps and isotopes; None where RDKit cannot read it.
+
+    Atom maps and isotopes label atoms and do not make another molecule here: [CH3:1]O and [13CH3]O are CO.
+    Raises: ValueError for what is no text, and for a SMILES of more than MAX_SMILES_LENGTH letters.
+    """
+    if not isinstance(smiles, str):
+        raise ValueError(f"{quoted(smiles)}: expected a SMILES, a text")
+    check_length(smiles)
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles, sanitize=sanitize)
+    if mol is None or "[" not in smiles:  # labels stand in brackets
+        return mol
+    return without_labels(mol, sanitize)
+
+
+def check_length(smiles):
+    """Raises: ValueError for a text that is too long to be given to RDKit."""
+    if len(smiles) > MAX_SMILES_LENGTH:
+        raise ValueError(
+            f"a SMILES of {len(smiles):,} letters, {quoted(smiles, 40)}: this course reads at most {MAX_SMILES_LENGTH}"
+        )
+
+
+def without_labels(mol, sanitize=True):
+    """A molecule without atom maps and isotopes; itself where it has none."""
+    if not any(atom.GetAtomMapNum() or atom.GetIsotope() for atom in mol.GetAtoms()):
+        return mol
+    mol = Chem.Mol(mol)
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0)
+    return Chem.RemoveHs(mol, sanitize=sanitize)  # heavy hydrogen stood as an atom of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -42,16 +85,16 @@ def to_graph(molecule):
         ValueError: naming what does not fit: SMILES syntax, valence, a charge, an element, more than 9 heavy atoms.
     """
     mol = _parse(molecule)
-    name = molecule if isinstance(molecule, str) else Chem.MolToSmiles(mol)
+    name = quoted(molecule if isinstance(molecule, str) else Chem.MolToSmiles(mol))
     elements = [atom.GetSymbol() for atom in mol.GetAtoms()]
     n = len(elements)
     if not 1 <= n <= MAX_ATOMS:
-        raise ValueError(f"{name!r} has {n} heavy atoms; this course works with 1 to {MAX_ATOMS}")
+        raise ValueError(f"{name} has {n} heavy atoms; this course works with 1 to {MAX_ATOMS}")
     unknown = sorted(set(elements) - set(_ATOM_INDEX))
     if unknown:
-        raise ValueError(f"{name!r} contains {', '.join(unknown)}; known elements: {', '.join(_ATOM_INDEX)}")
+        raise ValueError(f"{name} contains {', '.join(unknown)}; known elements: {', '.join(_ATOM_INDEX)}")
     smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
-    if set(smiles) & set("[$~<>"):  # only then can there be a charge, a radical or another kind of bond
+    if set(smiles) & set("[$~<>:"):  # only then can there be a charge, a radical or another kind of bond
         _refuse_charges_and_odd_bonds(mol, name)
     order = json.loads(mol.GetProp("_smilesAtomOutputOrder").replace(",]", "]"))
     if not smiles.isupper():  # aromatic atoms are written in lower case
@@ -65,29 +108,32 @@ def to_graph(molecule):
 
 
 def _parse(molecule):
-    mol = molecule
-    if isinstance(molecule, str):
-        with rdBase.BlockLogs():
-            mol = Chem.MolFromSmiles(molecule)
-        if mol is None:
-            raise ValueError(f"{molecule!r} is not a valid SMILES (syntax or valence)")
-    if not isinstance(mol, Chem.Mol):
-        raise ValueError(f"{molecule!r}: expected a SMILES string or an RDKit molecule")
+    if isinstance(molecule, Chem.Mol):
+        return without_labels(molecule)
+    if not isinstance(molecule, str):
+        raise ValueError(f"{quoted(molecule)}: expected a SMILES string or an RDKit molecule")
+    mol = read_smiles(molecule)
+    if mol is None:
+        raise ValueError(f"{quoted(molecule)} is not a valid SMILES (syntax or valence)")
     return mol
 
 
 def _refuse_charges_and_odd_bonds(mol, name):
     if any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
-        raise ChargedMoleculeError(f"{name!r} carries formal charges; this course works with neutral atoms")
+        raise ChargedMoleculeError(f"{name} carries formal charges; this course works with neutral atoms")
     if any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
-        raise ValueError(f"{name!r} has unpaired electrons; this course works with closed-shell molecules")
-    if any(bond.GetBondType() not in _KNOWN_BONDS for bond in mol.GetBonds()):
-        raise ValueError(f"{name!r} has a bond that is not single, double, triple or aromatic")
+        raise ValueError(f"{name} has unpaired electrons; this course works with closed-shell molecules")
+    if any(bond.GetBondType() not in _KNOWN_BONDS for bond in mol.GetBonds()) or _aromatic_outside_rings(mol):
+        raise ValueError(f"{name} has a bond that is not single, double, triple or, in a ring, aromatic")
+
+
+def _aromatic_outside_rings(mol):
+    return any(bond.GetBondType() == Chem.BondType.AROMATIC and not bond.IsInRing() for bond in mol.GetBonds())
 
 
 def to_graphs(smiles):
     """Turn SMILES into graphs: `to_graph` over a list. Returns atoms int8 (N, 9) and bonds int8 (N, 9, 9)."""
-    return stack_graphs([to_graph(one) for one in smiles])
+    return stack_graphs([to_graph(one) for one in check_smiles_list("to_graphs", smiles)])
 
 
 def stack_graphs(graphs):
@@ -185,8 +231,10 @@ def to_smiles(atoms, bonds):
 
 
 def sanitises(mol):
-    """Sanitise a molecule in place. Returns: whether RDKit accepts it; a molecule without atoms is none."""
-    return mol.GetNumAtoms() > 0 and Chem.SanitizeMol(mol, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
+    """Sanitise a molecule in place. Returns: whether RDKit accepts it and aromatic bonds are in rings only."""
+    if mol.GetNumAtoms() == 0 or Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
+        return False
+    return not _aromatic_outside_rings(mol)
 
 
 def sanitised_smiles(mol):
@@ -310,8 +358,16 @@ def measure(mol):
 
 
 def properties(smiles):
-    """QED, logP, weight (Da) and number of rings of molecules. Returns float array (N, 4), order of PROPERTIES."""
-    rows = [measure(Chem.MolFromSmiles(text)) for text in smiles]
+    """QED, logP, weight (Da) and number of rings of molecules. Returns float array (N, 4), order of PROPERTIES.
+
+    Raises: ValueError where RDKit cannot read one.
+    """
+    rows = []
+    for text in check_smiles_list("properties", smiles):
+        mol = read_smiles(text)
+        if mol is None:
+            raise ValueError(f"{quoted(text)} is not a valid SMILES (syntax or valence); measure valid molecules only")
+        rows.append(measure(mol))
     return np.array(rows, float).reshape(-1, len(PROPERTIES))
 
 
@@ -324,10 +380,12 @@ def describe(smiles):
     import pandas as pd
 
     rows = []
-    for text in smiles:
-        mol = Chem.MolFromSmiles(text) if isinstance(text, str) else None
+    for text in check_smiles_list("describe", smiles):
+        mol = read_smiles(text) if isinstance(text, str) else None
         if mol is None or "." in text or not text:
-            raise ValueError(f"{text!r} is not the SMILES of one connected molecule; describe valid molecules only")
+            raise ValueError(
+                f"{quoted(text)} is not the SMILES of one connected molecule; describe valid molecules only"
+            )
         qed, logp, *_ = measure(mol)
         rows.append((text, molecule_type(mol), molecule_part(mol), logp, qed))
     return pd.DataFrame(rows, columns=["smiles", "type", "part", "logP", "QED"])

@@ -2,21 +2,49 @@
 
 import argparse
 import json
+from pathlib import Path
 
-from molecule_diffusion.conditions import make_conditions
-from molecule_diffusion.evaluation import make_framing, make_reference
+from molecule_diffusion.conditions import CONDITION_TARGETS, make_conditions
+from molecule_diffusion.evaluation import evaluate, make_framing, make_reference, text_table
 from molecule_diffusion.notebooks import run_notebook, run_study
 from molecule_diffusion.recipes import RECIPES, score_checkpoint, train
+from molecule_diffusion.sampling import sample_to_file
+from molecule_diffusion.smiles_files import smiles_in_file
 from molecule_diffusion.training import TrainingError
 from molecule_diffusion.viewers import make_figures
 
 
 def main(arguments=None):
     """Run one command. Args: arguments: a list of texts; None takes those of the program."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        COMMANDS[options.command](options)
+    except (ValueError, OSError, TrainingError) as error:
+        parser.exit(1, f"{type(error).__name__}: {error}\n")
+    except KeyboardInterrupt as stop:
+        parser.exit(130, f"{stop or 'stopped'}\n")
+
+
+def _parser():
     parser = argparse.ArgumentParser(
-        prog="python helpers.py", description="Molecules by diffusion: make what the course ships."
+        prog="python helpers.py", description="Draw molecules, score molecules, and make what the course ships."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("sample", help="draw molecules to a file; repeated after a stop, it goes on")
+    command.add_argument("name", help="of a generator, such as latent_diffusion")
+    command.add_argument("number", type=int, help="how many molecules")
+    command.add_argument("--out", required=True, metavar="FILE", help="ending in .csv, .smi or .sdf")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, help="network calls per molecule; the pipeline's default if left out")
+    command.add_argument("--guidance", type=float, help="diffusion_prior: how much the wishes count, 2 by default")
+    for wish in ("type", "part"):
+        command.add_argument(f"--{wish}", help=f"diffusion_prior: the {wish} asked for")
+    for wish in CONDITION_TARGETS:
+        command.add_argument(f"--{wish}", type=float, help=f"diffusion_prior: the {wish} asked for")
+    command = commands.add_parser("evaluate", help="score the molecules of a file strictly, between the framing rows")
+    command.add_argument("file", help=".csv with a column named smiles, or one SMILES a line")
+    command.add_argument("--json", action="store_true", help="print the numbers as JSON")
     command = commands.add_parser("train", help="train a checkpoint by its recipe (resumes), save it and score it")
     command.add_argument("name", choices=RECIPES)
     command.add_argument("--seed", type=int, default=0)
@@ -31,27 +59,44 @@ def main(arguments=None):
     commands.add_parser("reference", help="make data/reference.npz and data/results/framing.json")
     commands.add_parser("conditions", help="write QM9 as data/qm9_conditions.h5 and .csv, about three minutes")
     commands.add_parser("figures", help="make the figures in figs/")
-    options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except (ValueError, OSError, TrainingError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
+    return parser
 
 
-def _run(options):
-    if options.command == "train":
-        train(options.name, options.seed, options.steps)
-    elif options.command == "score":
-        print(json.dumps(score_checkpoint(options.name), indent=1))
-    elif options.command == "notebook":
-        for path in options.paths:
-            run_notebook(path)
-    elif options.command == "study":
-        run_study(options.number, options.parts)
-    elif options.command == "reference":
-        make_reference()
-        make_framing()
-    elif options.command == "conditions":
-        make_conditions()
-    elif options.command == "figures":
-        make_figures()
+def _sample(options):
+    wishes = {key: getattr(options, key) for key in ("type", "part", *CONDITION_TARGETS)}
+    wishes = {key: value for key, value in wishes.items() if value is not None}
+    arguments = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "condition": wishes or None}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    print(sample_to_file(options.name, options.number, options.out, options.seed, **arguments))
+
+
+def _evaluate(options):
+    score = evaluate(smiles_in_file(options.file), Path(options.file).stem)
+    rows = [score, *score.framing]
+    if options.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+    else:
+        print(text_table(rows))
+
+
+def _notebook(options):
+    for path in options.paths:
+        run_notebook(path)
+
+
+def _reference(options):
+    make_reference()
+    make_framing()
+
+
+COMMANDS = {
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "train": lambda options: train(options.name, options.seed, options.steps),
+    "score": lambda options: print(json.dumps(score_checkpoint(options.name), indent=1)),
+    "notebook": _notebook,
+    "study": lambda options: run_study(options.number, options.parts),
+    "reference": _reference,
+    "conditions": lambda options: make_conditions(),
+    "figures": lambda options: make_figures(),
+}

@@ -1,6 +1,10 @@
 """Conditions of molecules: tables of type, part and targets, their files, and the encoder that makes numbers of it."""
 
+import hashlib
+import io
+import numbers
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,9 +13,10 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
+from molecule_diffusion.checks import quoted
 from molecule_diffusion.chemistry import PARTS, TYPES, describe
 from molecule_diffusion.encodings import graph_sequence
-from molecule_diffusion.files import DATA, atomic
+from molecule_diffusion.files import MADE, atomic, sha256
 from molecule_diffusion.qm9 import shared_qm9
 
 CONDITION_TARGETS = ("gap", "mu", "logP", "QED")  # eV, Debye, and two numbers without a unit
@@ -26,6 +31,9 @@ def condition_table(qm9, rows):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: one-hot sequences in HDF5, their conditions in CSV
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+_TABLE_SHA256 = "sha256 of the CSV file"
 
 
 @dataclass
@@ -57,15 +65,24 @@ class Conditions:
 
 
 def save_conditions(h5, csv, data, table):
-    """Write one-hot sequences to an HDF5 file (key `data`) and their table to a CSV file, in the same row order."""
+    """Write one-hot sequences to an HDF5 file (key `data`) and their table to a CSV file, in the same row order.
+
+    Two files cannot be replaced in one step, so the HDF5 file carries the fingerprint of its CSV file: a pair that does
+    not belong together, because only one of them could be written, is refused when it is read.
+    """
     import h5py
 
+    h5, csv = Path(h5), Path(csv)
     if len(data) != len(table):
         raise ValueError(f"{len(data)} sequences and {len(table)} rows: expected as many of each, in one order")
-    with atomic(h5) as part, h5py.File(part, "w") as file:
+    text = table.to_csv(index=False).encode()
+    buffer = io.BytesIO()  # in memory first: h5py ends the whole process where a disk is full
+    with h5py.File(buffer, "w") as file:
         file.create_dataset("data", data=data, compression="gzip", chunks=(min(1000, len(data)), *data.shape[1:]))
-    with atomic(csv) as part:
-        table.to_csv(part, index=False)
+        file.attrs[_TABLE_SHA256] = hashlib.sha256(text).hexdigest()
+    with atomic(csv) as csv_part, atomic(h5) as h5_part:  # both are complete before the first is replaced
+        csv_part.write_bytes(text)
+        h5_part.write_bytes(buffer.getvalue())
 
 
 def load_conditions(h5, csv, types=None, parts=None):
@@ -73,7 +90,8 @@ def load_conditions(h5, csv, types=None, parts=None):
 
     Args:
         h5: path of an HDF5 file with the key `data`: (N, 1, length, width), one-hot along width.
-        csv: path of a CSV file with the columns `type` and `part`, N rows in the same order.
+        csv: path of a CSV file with the columns `type` and `part`, N rows in the same order. If `save_conditions` wrote
+            the two, it must be the very file that was written with the HDF5 file.
         types, parts: known categories, in the order of the one-hots; None takes those in the CSV, sorted.
 
     Returns: Conditions.
@@ -84,7 +102,8 @@ def load_conditions(h5, csv, types=None, parts=None):
     for path in (h5, csv):
         if not path.is_file():
             raise FileNotFoundError(f"no file at {path}; save_conditions writes both")
-    data, table = _read_sequences(h5), _read_table(csv)
+    data, fingerprint = _read_sequences(h5)
+    table = _read_table(csv)
     if len(table) != len(data):
         raise ValueError(
             f"{h5.name} holds {len(data):,} sequences, {csv.name} {len(table):,} rows; expected as many of each, in "
@@ -92,10 +111,16 @@ def load_conditions(h5, csv, types=None, parts=None):
         )
     types = _categories(csv, table, "type", types)
     parts = _categories(csv, table, "part", parts)
+    if fingerprint not in (None, sha256(csv)):
+        raise ValueError(
+            f"{csv.name} is not the table that {h5.name} was saved with; molecules would get others' conditions. Save "
+            "both again with save_conditions, with the table that belongs to the sequences"
+        )
     return Conditions(data, table, types, parts)
 
 
 def _read_sequences(path):
+    """The one-hot sequences, and the fingerprint of their table, None where another program wrote the file."""
     import h5py
 
     try:
@@ -103,13 +128,14 @@ def _read_sequences(path):
             if not isinstance(file.get("data"), h5py.Dataset):
                 raise ValueError(f"{path.name} has the keys {', '.join(file) or '(none)'}; expected a dataset `data`")
             data = file["data"][()]
+            fingerprint = file.attrs.get(_TABLE_SHA256)
     except OSError as error:
         raise ValueError(f"{path.name} is not a complete HDF5 file ({error})") from None
     if data.ndim != 4 or data.shape[1] != 1 or 0 in data.shape:
         raise ValueError(f"`data` of {path.name} has shape {data.shape}; expected (N, 1, length, width)")
     if data.dtype.kind not in "biuf" or not (((data == 0) | (data == 1)).all() and (data.sum(-1) == 1).all()):
         raise ValueError(f"`data` of {path.name} is not one-hot: expected 0 and 1, one 1 in each row of width")
-    return data.astype(np.uint8)
+    return data.astype(np.uint8), fingerprint
 
 
 def _read_table(path):
@@ -141,7 +167,7 @@ def make_conditions():
     qm9 = shared_qm9()
     table = condition_table(qm9, range(len(qm9)))
     sequences = graph_sequence(qm9.atoms, qm9.bonds)
-    save_conditions(DATA / "qm9_conditions.h5", DATA / "qm9_conditions.csv", sequences, table)
+    save_conditions(MADE / "qm9_conditions.h5", MADE / "qm9_conditions.csv", sequences, table)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,8 +222,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         Raises: ValueError for an unknown key or category, another length, NaN. Warns where a target lies outside the
             range that training saw.
         """
-        condition = dict(condition or {})
         known = ["type", "part", *self.config.targets]
+        if condition is not None and not isinstance(condition, Mapping):
+            raise ValueError(f"condition={quoted(condition)}: expected a dict with any of {', '.join(known)}")
+        condition = dict(condition or {})
         if unknown := condition.keys() - set(known):
             raise ValueError(f"unknown condition {sorted(unknown)[0]!r}; known ones: {', '.join(known)}")
         columns = self._category_columns("type", self.config.types, condition.get("type"), n)
@@ -210,32 +238,32 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         """One-hot columns of a category: a list of len(known) columns of n numbers."""
         values = self._one_for_each(key, asked, n)
         if wrong := [value for value in values if value is not None and value not in known]:
-            raise ValueError(f"unknown {key} {wrong[0]!r}; known ones: {', '.join(known)}")
+            raise ValueError(f"unknown {key} {quoted(wrong[0])}; known ones: {', '.join(known)}")
         return [[float(value == name) for value in values] for name in known]
 
     def _target_columns(self, k, key, asked, n):
         """Two columns of a target: its standardised values, and 1 where it is asked for."""
         values = self._one_for_each(key, asked, n)
         try:
-            numbers = np.array([np.inf if value is None else value for value in values], float)
+            asked_for = np.array([np.inf if value is None else value for value in values], float)
         except (TypeError, ValueError):
-            raise ValueError(f"{key}={asked!r}: expected a number, or one for each molecule") from None
+            raise ValueError(f"{key}={quoted(asked)}: expected a number, or one for each molecule") from None
         given = np.array([value is not None for value in values])
-        if not np.isfinite(numbers[given]).all():
+        if not np.isfinite(asked_for[given]).all():
             raise ValueError(f"{key} holds NaN or infinite values; leave the key out to ask for nothing")
         low, high = self.low[k].item(), self.high[k].item()
         margin = 0.001 * (high - low)  # the range was rounded to half precision
-        outside = numbers[given & ((numbers < low - margin) | (numbers > high + margin))]
+        outside = asked_for[given & ((asked_for < low - margin) | (asked_for > high + margin))]
         if outside.size:
             warnings.warn(
                 f"{key}={outside[0]:.3g} lies outside the training range, {low:.3g} to {high:.3g}; expect nonsense",
                 stacklevel=6,  # the line that called the pipeline
             )
-        return [np.where(given, (numbers - self.mean[k].item()) / self.std[k].item(), 0), given]
+        return [np.where(given, (asked_for - self.mean[k].item()) / self.std[k].item(), 0), given]
 
     @staticmethod
     def _one_for_each(key, values, n):
-        if values is None or isinstance(values, (str, int, float)):
+        if values is None or isinstance(values, (str, numbers.Number)) or np.ndim(values) == 0:
             return [values] * n
         values = list(values)
         if len(values) != n:

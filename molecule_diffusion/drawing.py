@@ -6,7 +6,8 @@ import io
 import numpy as np
 from rdkit import Chem, rdBase
 
-from molecule_diffusion.chemistry import sanitises
+from molecule_diffusion.checks import quoted
+from molecule_diffusion.chemistry import MAX_SMILES_LENGTH, read_smiles, sanitises
 
 # Okabe & Ito's palette, distinguishable with every common colour blindness.
 COLOURS = dict(
@@ -57,11 +58,13 @@ def figure_png(fig):
 
 def as_mol(molecule):
     """An RDKit molecule from itself or from a valid SMILES."""
-    if isinstance(molecule, Chem.Mol):
-        return molecule
-    mol = Chem.MolFromSmiles(molecule) if isinstance(molecule, str) else None
-    if mol is None:
-        raise ValueError(f"{molecule!r} cannot be drawn: expected a valid SMILES or an RDKit molecule")
+    mol = molecule
+    if isinstance(molecule, str):
+        mol = read_smiles(molecule)
+    if not isinstance(mol, Chem.Mol):
+        raise ValueError(f"{quoted(molecule)} cannot be drawn: expected a valid SMILES or an RDKit molecule")
+    if mol.GetNumAtoms() > MAX_SMILES_LENGTH:
+        raise ValueError(f"a molecule of {mol.GetNumAtoms():,} atoms: this course draws at most {MAX_SMILES_LENGTH}")
     return mol
 
 

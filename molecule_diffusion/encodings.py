@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from molecule_diffusion.checks import check_finite
 from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
@@ -64,7 +65,11 @@ def split_vector(x):
 
 
 def vector_graph(x):
-    """The graphs nearest to graph vectors, bonds to padding removed: (N, 189) -> int8 arrays (N, 9), (N, 9, 9)."""
+    """The graphs nearest to graph vectors, bonds to padding removed: (N, 189) -> int8 arrays (N, 9), (N, 9, 9).
+
+    Raises: ValueError for another shape, and for NaN or infinite values.
+    """
+    check_finite("the graph vectors", x)
     atoms, pairs = (part.argmax(-1).to(torch.int8).cpu().numpy() for part in split_vector(x))
     return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))
 
@@ -88,7 +93,12 @@ def graph_sequence(atoms, bonds):
 
 def sequence_graph(data):
     """The graphs nearest to sequences (N, 1, 45, 9), one-hot or probabilities: int8 arrays (N, 9), (N, 9, 9)."""
-    data = np.asarray(data)[:, 0]
+    data = np.asarray(data)
+    if data.ndim != 4 or data.shape[1:] != (1, 45, 9):
+        raise ValueError(f"sequences of shape {data.shape}: expected (N, 1, 45, 9), see graph_sequence")
+    if not np.isfinite(data).all():
+        raise ValueError("the sequences hold NaN or infinite values")
+    data = data[:, 0]
     atoms = data[:, :MAX_ATOMS, : len(ATOM_TYPES)].argmax(-1).astype(np.int8)
     pairs = data[:, MAX_ATOMS:, len(ATOM_TYPES) :].argmax(-1).astype(np.int8)
     return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))

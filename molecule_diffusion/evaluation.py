@@ -1,36 +1,41 @@
 """Strict scores: what is valid, unique and novel, FCD, obedience, the rows that frame a table, and the table itself."""
 
+import contextlib
 import functools
 import hashlib
 import html
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from rdkit import Chem, rdBase
 
+from molecule_diffusion.checks import check_count, check_smiles_list, quoted
 from molecule_diffusion.chemistry import (
     NO_ATOM,
     PAIRS,
+    PARTS,
     PROPERTIES,
+    TYPES,
+    check_graphs,
     corrected_smiles,
     describe,
     matrix_from_pairs,
     pairs_from_matrix,
     properties,
+    read_smiles,
     sanitised_smiles,
     to_mols,
     verdict,
 )
-from molecule_diffusion.files import DATA, RESULTS, atomic, check_count, read_json, write_json
+from molecule_diffusion.files import DATA, MADE, RESULTS, atomic, read_json, read_npz, write_json
 from molecule_diffusion.models import encode_graphs
 from molecule_diffusion.pipelines import MoleculeOutput
 from molecule_diffusion.qm9 import shared_qm9
 
 REFERENCE = DATA / "reference.npz"  # FCD statistics and properties of the test molecules
 FRAMING = RESULTS / "framing.json"  # the two framing rows at the usual N
+OWN_FRAMING = MADE / "framing.json"  # and at others that were asked for on this machine
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,12 +95,14 @@ def evaluate(molecules, name="samples"):
         molecules: a pipeline's output, a pair (atoms, bonds), or a list of SMILES (None counts as invalid).
         name: the row's name in tables.
 
+    Raises: ValueError for a single text, a table, what is no SMILES at all, and a SMILES of over 500 letters.
     Returns: Evaluation. In a notebook it shows itself as a table between the two framing rows.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name={quoted(name)}: expected a text, the row's name in tables")
     with rdBase.BlockLogs():
-        mols = _read(molecules)
-        found = [_judge(mol) for mol in mols]
-    n = len(mols)
+        found = [_judge(mol) for mol in _read(molecules)]
+    n = len(found)
     valid = [smiles for state, smiles, _ in found if state == "valid"]
     distinct = set(valid)
     return Evaluation(
@@ -113,20 +120,22 @@ def evaluate(molecules, name="samples"):
 
 
 def _read(molecules):
-    """What `evaluate` was given, as unsanitised RDKit molecules; None for what is none."""
-    if isinstance(molecules, str):
-        raise ValueError(f"evaluate({molecules!r}): expected a list of SMILES; wrap a single one in [ ]")
+    """What `evaluate` was given, one after the other as unsanitised RDKit molecules, which are large; None for none."""
     if isinstance(molecules, MoleculeOutput):
-        return to_mols(molecules.atoms, molecules.bonds)
+        molecules = (molecules.atoms, molecules.bonds)
     if isinstance(molecules, tuple) and len(molecules) == 2 and hasattr(molecules[0], "shape"):
-        return to_mols(*molecules)
-    return [_unsanitised(text) for text in molecules]
+        atoms, bonds = check_graphs(*molecules)
+        for start in range(0, len(atoms), 1000):
+            yield from to_mols(atoms[start : start + 1000], bonds[start : start + 1000])
+        return
+    for text in check_smiles_list("evaluate", molecules):
+        yield _unsanitised(text)
 
 
 def _unsanitised(smiles):
     if smiles is not None and not isinstance(smiles, str):
-        raise ValueError(f"{smiles!r} among the molecules: expected SMILES strings, or None for an invalid one")
-    mol = Chem.MolFromSmiles(smiles, sanitize=False) if smiles else None
+        raise ValueError(f"{quoted(smiles)} among the molecules: expected SMILES strings, or None for an invalid one")
+    mol = read_smiles(smiles, sanitize=False) if smiles else None
     if mol is None or any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):  # 0: a placeholder, written *
         return None
     return Chem.RemoveHs(mol, sanitize=False)
@@ -165,7 +174,9 @@ def fcd_statistics(smiles):
     """Mean (512,) and covariance (512, 512) of ChemNet's activations (Preuer et al. 2018)."""
     import fcd
 
-    activations = fcd.get_predictions(fcd.load_ref_model(), list(smiles), n_jobs=0, device="cpu").astype(np.float64)
+    with torch.random.fork_rng(devices=[]):  # both take some of torch's random numbers, which are the caller's
+        network = fcd.load_ref_model()
+        activations = fcd.get_predictions(network, list(smiles), n_jobs=0, device="cpu").astype(np.float64)
     return activations.mean(0), np.cov(activations.T)
 
 
@@ -188,21 +199,15 @@ def fcd_to_test(smiles):
 @functools.cache
 def reference():
     """The content of data/reference.npz: mean and covariance of ChemNet, properties (10,000, 4). Read once."""
+    remedy = "make it with: python helpers.py reference"
     try:
-        with np.load(REFERENCE, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
+        content = read_npz(REFERENCE, ("mean", "covariance", "properties", "test"))
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"data/{REFERENCE.name} is missing; make it with: python helpers.py reference"
-        ) from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"data/{REFERENCE.name} is damaged ({error}); make it with: python helpers.py reference"
-        ) from None
+        raise FileNotFoundError(f"data/{REFERENCE.name} is missing; {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"data/{error}; {remedy}") from None
     if str(content["test"]) != _fingerprint_of_test():
-        raise ValueError(
-            f"data/{REFERENCE.name} belongs to another test split; make it with: python helpers.py reference"
-        )
+        raise ValueError(f"data/{REFERENCE.name} belongs to another test split; {remedy}")
     covariance = np.zeros((512, 512))
     covariance[np.triu_indices(512)] = content["covariance"]
     content["covariance"] = covariance + np.triu(covariance, 1).T
@@ -255,22 +260,46 @@ def random_graphs(n, seed=0):
 def framing_rows(n):
     """The two rows that frame every table, at N = n: training molecules (the floor), random graphs (the ceiling).
 
-    Read from data/results/framing.json where it has this n, else computed (a minute at n = 10,000).
+    Read from data/results/framing.json where it has this n, else computed, with a bar (a minute at n = 10,000), and
+    kept in data/framing.json, or in the folder that MOLECULE_DIFFUSION_DATA names.
     """
     check_count("n", n)
-    saved = read_json(FRAMING) if FRAMING.exists() else {}
-    if str(n) in saved:
-        return [Evaluation(**row) for row in saved[str(n)]]
-    return compute_framing(n)
+    for path in (FRAMING, OWN_FRAMING):
+        rows = _read_framing(path).get(str(n))
+        if rows:
+            return [Evaluation(**row) for row in rows]
+    rows = compute_framing(n)
+    with contextlib.suppress(OSError):  # a folder that cannot be written costs this wait again, nothing else
+        write_json(OWN_FRAMING, _read_framing(OWN_FRAMING) | {str(n): [row.as_dict() for row in rows]})
+    return rows
+
+
+def _read_framing(path):
+    """The framing rows in a file, by N: a dict, empty where there is no file."""
+    try:
+        content = read_json(path) if path.exists() else {}
+        for rows in content.values():
+            [Evaluation(**row) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name} is damaged ({error}); delete it, then make it with: python helpers.py reference"
+        ) from None
+    return content
 
 
 @functools.lru_cache(maxsize=4)
 def compute_framing(n):
     """The framing rows at N = n, computed."""
+    from tqdm.auto import tqdm
+
     qm9 = shared_qm9()
     rows = np.random.default_rng(1).choice(qm9.train, n)  # with replacement, as an ideal sampler would draw
-    training = evaluate((qm9.atoms[rows], qm9.bonds[rows]), "training molecules")
-    return [training, evaluate(random_graphs(n, seed=1), "random graphs")]
+    with tqdm(total=2, desc=f"rows that frame a table at N = {n:,}", unit=" rows") as bar:
+        training = evaluate((qm9.atoms[rows], qm9.bonds[rows]), "training molecules")
+        bar.update()
+        noise = evaluate(random_graphs(n, seed=1), "random graphs")
+        bar.update()
+    return [training, noise]
 
 
 def make_framing():
@@ -280,15 +309,32 @@ def make_framing():
 
 def results_table(evaluations):
     """Several evaluations as one HTML table, shares in per cent. Pass what `evaluate` returned."""
-    head = ["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]
-    head += [f"W({name})" for name in PROPERTIES]
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    for row in evaluations:
-        shares = (row.valid, row.fragmented, row.corrected, row.unique, row.novel)
-        cells = [html.escape(row.name), f"{row.N:,}", *("–" if s is None else f"{100 * s:.1f}" for s in shares)]
-        cells += [number_text(value) for value in (row.fcd, *row.distances.values())]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head, *rows = _cells(evaluations)
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    for row in rows:
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     return "<table>" + "".join(lines) + "</table>"
+
+
+def text_table(evaluations):
+    """The same table as plain text."""
+    rows = _cells(evaluations)
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        lines.append("  ".join([first.ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(others, widths[1:]))]))
+    return "\n".join(lines)
+
+
+def _cells(evaluations):
+    """The cells of a results table, the heading first: a list of rows of texts."""
+    rows = [["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]]
+    rows[0] += [f"W({name})" for name in PROPERTIES]
+    for score in evaluations:
+        shares = (score.valid, score.fragmented, score.corrected, score.unique, score.novel)
+        row = [score.name, f"{score.N:,}", *("–" if share is None else f"{100 * share:.1f}" for share in shares)]
+        rows.append(row + [number_text(value) for value in (score.fcd, *score.distances.values())])
+    return rows
 
 
 def number_text(value):
@@ -310,9 +356,12 @@ def obedience(output, condition):
     Returns: dict with type_obeyed (a share of the valid ones, averaged over classes), type_by_class, and so for part.
     """
     valid, found, result = output.valid, describe(output.valid_smiles), {}
-    for key in ("type", "part"):
+    for key, known in (("type", TYPES), ("part", PARTS)):
         if condition.get(key) is None:
             continue
+        names = {condition[key]} if isinstance(condition[key], str) else set(condition[key])
+        if unknown := sorted(map(str, names - known.keys())):
+            raise ValueError(f"unknown {key} {quoted(unknown[0])}; known ones: {', '.join(known)}")
         asked = np.broadcast_to(np.array(condition[key], dtype=object), len(output))[valid]
         right = found[key].to_numpy() == asked
         by_class = {name: float(right[asked == name].mean()) for name in sorted(set(asked))}

@@ -7,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
+from molecule_diffusion.checks import check_finite
 from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
@@ -104,8 +105,13 @@ def kl_divergence(mean, logvar):
 
 
 def slerp(a, b, share):
-    """Spherical interpolation between vectors: a at share 0, b at share 1. Shapes: two (d,) and a number -> (d,)."""
-    theta = torch.arccos((a @ b) / (a.norm() * b.norm()))
+    """Spherical interpolation between vectors: a at share 0, b at share 1. Shapes: two (d,) and a number -> (d,).
+
+    Between parallel vectors, where the sine below is 0, the way is straight.
+    """
+    theta = torch.arccos(((a @ b) / (a.norm() * b.norm())).clamp(-1, 1))
+    if torch.sin(theta) < 1e-6:
+        return (1 - share) * a + share * b
     return (torch.sin((1 - share) * theta) * a + torch.sin(share * theta) * b) / torch.sin(theta)
 
 
@@ -142,8 +148,12 @@ class TokenVAE(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def decode_graphs(self, z):
-        """The most likely graph of each latent, bonds to padding removed. Returns int8 (B, 9) and (B, 9, 9)."""
+        """The most likely graph of each latent, bonds to padding removed. Returns int8 (B, 9) and (B, 9, 9).
+
+        Raises: ValueError where latents or weights hold NaN or infinite values.
+        """
         atom_logits, bond_logits = self.decode(z)
+        check_finite("what the TokenVAE decoded", atom_logits, bond_logits)
         atoms = atom_logits.argmax(-1).to(torch.int8)
         pairs = bond_logits.argmax(-1).to(torch.int8)
         return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from molecule_diffusion.checkpoints import machine
+from molecule_diffusion.checks import quoted
 from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
 
 
@@ -112,6 +113,8 @@ def _study_cells(number):
     """The sources of a notebook's cells that carry the tag "study"."""
     import nbformat
 
+    if not re.fullmatch(r"\d\d", number):
+        raise ValueError(f"study {quoted(number)}: expected the two digits of a notebook, such as 02")
     sources = []
     for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:

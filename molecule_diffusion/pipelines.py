@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from molecule_diffusion.checks import check_count, check_smiles_list, quoted
 from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdict
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
-from molecule_diffusion.files import check_count
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
-from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE
+from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, HEUN_STEPS, NOISE_SCHEDULE, SCHEDULERS
 
 
 @dataclass
@@ -49,6 +49,16 @@ class MoleculeOutput(BaseOutput):
 class MoleculePipeline(DiffusionPipeline):
     """What the generators below share; their sampling loops stand in their `__call__`."""
 
+    def stream(self, num_molecules, batch_size=1000, generator=None, **arguments):
+        """Draw any number of molecules without keeping them: an iterator over outputs of at most batch_size each.
+
+        Together they are the molecules that one call with the same generator and batch size returns.
+        Args: as of the call. What is given for each molecule (latents, the values of a condition) is given for all.
+        """
+        for batch in self.batches(num_molecules, batch_size):
+            own = {name: _part_of(value, batch) for name, value in arguments.items()}
+            yield self(batch.stop - batch.start, batch_size=batch_size, generator=generator, **own)
+
     def batches(self, num_molecules, batch_size):
         """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
         check_count("num_molecules", num_molecules)
@@ -58,6 +68,11 @@ class MoleculePipeline(DiffusionPipeline):
 
     def noise(self, batch, shape, generator):
         """Standard normal noise for one batch: (molecules, *shape)."""
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator={quoted(generator)}: expected a torch.Generator; a seed becomes one by "
+                "torch.Generator().manual_seed(0)"
+            )
         size = (batch.stop - batch.start, *shape)
         return randn_tensor(size, generator=generator, device=self.device, dtype=self.dtype)
 
@@ -65,6 +80,16 @@ class MoleculePipeline(DiffusionPipeline):
         """Raises: ValueError for steps or a scheduler that do not fit the network."""
         config = self.scheduler.config
         check_count("num_inference_steps", num_inference_steps)
+        if not isinstance(self.scheduler, SCHEDULERS[prediction_type]):
+            known = ", ".join(kind.__name__.removesuffix("Scheduler") for kind in SCHEDULERS[prediction_type])
+            raise ValueError(
+                f"{type(self.scheduler).__name__} does not fit this network, which predicts {prediction_type!r}; "
+                f"schedulers that do: {known}"
+            )
+        if isinstance(self.scheduler, HeunDiscreteScheduler) and num_inference_steps < HEUN_STEPS:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}: Heun's method is unstable below {HEUN_STEPS} here"
+            )
         if num_inference_steps > config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}: the noise schedule has only "
@@ -116,9 +141,20 @@ class MoleculePipeline(DiffusionPipeline):
 
         Args: decoded: list of pairs (atoms, bonds), arrays or tensors; latents: list of tensors.
         """
-        atoms = np.concatenate([torch.as_tensor(pair[0]).cpu().numpy() for pair in decoded])
-        bonds = np.concatenate([torch.as_tensor(pair[1]).cpu().numpy() for pair in decoded])
-        return MoleculeOutput(smiles=to_smiles(atoms, bonds), atoms=atoms, bonds=bonds, latents=torch.cat(latents))
+        atoms = [torch.as_tensor(pair[0]).cpu().numpy() for pair in decoded]
+        bonds = [torch.as_tensor(pair[1]).cpu().numpy() for pair in decoded]
+        smiles = []
+        for some_atoms, some_bonds in zip(atoms, bonds):  # batch by batch, for RDKit's molecules are large
+            smiles += to_smiles(some_atoms, some_bonds)
+        return MoleculeOutput(smiles, np.concatenate(atoms), np.concatenate(bonds), torch.cat(latents))
+
+
+def _part_of(value, batch):
+    """What a batch, a slice of all molecules, gets of an argument: its part of a tensor or of a dict's sequences."""
+    if isinstance(value, dict):
+        return {key: _part_of(entry, batch) for key, entry in value.items()}
+    is_for_each = hasattr(value, "__len__") and not isinstance(value, str)
+    return value[batch] if is_for_each else value
 
 
 class TokenVAEPipeline(MoleculePipeline):
@@ -142,7 +178,8 @@ class TokenVAEPipeline(MoleculePipeline):
 class GraphDDPMPipeline(MoleculePipeline):
     """Molecules by diffusion on the graph itself (Ho et al., arXiv:2006.11239), x_0 predicted, self-conditioned.
 
-    Any diffusers scheduler fits: `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
+    Other schedulers fit too, see `SCHEDULERS` in the room schedules:
+    `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
     """
 
     def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler):
@@ -190,7 +227,8 @@ class GraphDDPMPipeline(MoleculePipeline):
 class LatentDiffusionPipeline(MoleculePipeline):
     """Molecules by diffusion in the latent space of a TokenVAE (Rombach et al., arXiv:2112.10752).
 
-    Any diffusers scheduler fits: `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
+    Other schedulers fit too, see `SCHEDULERS` in the room schedules:
+    `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
     """
 
     def __init__(self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler):
@@ -329,7 +367,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
             raise ValueError(
                 f"guidance_scale={guidance_scale}: expected 0 or more; to steer away, use negative_condition"
             )
-        check_count("num_molecules", num_molecules)
+        self.batches(num_molecules, batch_size)  # refuses wrong counts
         self._guidance_scale = guidance_scale
         self._asked = self.encoder(condition, num_molecules).to(self.device)
         self._without = self.encoder(negative_condition, num_molecules).to(self.device)
@@ -363,6 +401,7 @@ class PropertyOraclePipeline(DiffusionPipeline):
         import pandas as pd
 
         oracle = self.oracle
+        smiles = check_smiles_list("the oracle", smiles)
         atoms, bonds = map(torch.from_numpy, to_graphs(smiles))
         values = [oracle.mean.new_zeros(0, len(oracle.mean))]
         for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):

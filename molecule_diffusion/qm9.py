@@ -5,8 +5,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +20,10 @@ from molecule_diffusion.chemistry import (
     stack_graphs,
     to_graph,
 )
-from molecule_diffusion.files import DATA, atomic
+from molecule_diffusion.files import MADE, atomic, read_npz
 
 QM9_MOLECULES = 130_831  # QM9 less its 3,054 uncharacterised molecules, as qm9pack 1.0.3 ships it
-QM9_CACHE = DATA / "qm9_v1.npz"
+QM9_CACHE = MADE / "qm9_v1.npz"
 SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE = 0, 10_000, 5_000
 
 HARTREE_TO_EV = 27.211386246  # as torch_geometric.datasets.qm9
@@ -191,21 +189,63 @@ def load_qm9():
     """Load all of QM9: about 20 s on 2 cores the first time, under a second from the cache after that.
 
     Reads the CSV files of the package qm9pack (no download) and keeps graphs, SMILES and targets in one file,
-    data/qm9_v1.npz. A damaged or stale cache is rebuilt, with a message.
+    data/qm9_v1.npz, or in the folder that the variable MOLECULE_DIFFUSION_DATA names. A damaged or stale cache is
+    rebuilt, with a message; where it cannot be kept, the message says so. Of several processes that need it first, one
+    builds it and the others wait.
 
     Returns: QM9 (see there).
     Raises: FileNotFoundError or ValueError where qm9pack's files are missing or truncated.
     Source: Ramakrishnan et al. 2014, doi:10.1038/sdata.2014.22; Ruddigkeit et al. 2012, doi:10.1021/ci300415d.
     """
-    if QM9_CACHE.exists():
+    cached = _read_cache_or_say_why_not()
+    if cached is not None:
+        return cached
+    with _building():
+        cached = _read_cache_or_say_why_not(quiet=True)  # another process may have built it while this one waited
+        if cached is not None:
+            return cached
+        columns = build_qm9()
         try:
-            return _read_qm9_cache()
-        except ValueError as error:
-            print(f"The QM9 cache is not usable ({error}); building it again.")
-    columns = build_qm9()
-    with atomic(QM9_CACHE) as part, open(part, "wb") as file:
-        np.savez_compressed(file, checksum=checksum(columns), **columns)
+            with atomic(QM9_CACHE) as part, open(part, "wb") as file:
+                np.savez_compressed(file, checksum=checksum(columns), **columns)
+        except OSError as error:
+            print(
+                f"QM9 is loaded, but its cache could not be kept ({error}); the next time takes as long. Free space in "
+                f"{QM9_CACHE.parent}, or set MOLECULE_DIFFUSION_DATA to a folder that can be written."
+            )
     return _qm9_from_columns(columns)
+
+
+def _read_cache_or_say_why_not(quiet=False):
+    """QM9 from its cache; None where there is none, or none that can be used, which is said."""
+    if not QM9_CACHE.exists():
+        return None
+    try:
+        return _read_qm9_cache()
+    except ValueError as error:
+        if not quiet:
+            print(f"The QM9 cache is not usable ({error}); building it again.")
+        return None
+
+
+@contextlib.contextmanager
+def _building():
+    """Let one process at a time build the cache; where the lock file cannot be made, each builds for itself."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(QM9_CACHE.with_name(QM9_CACHE.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("Another process is building the QM9 cache; waiting for it.")
+        lock.acquire()
+    except OSError:
+        lock = contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        if isinstance(lock, FileLock):
+            lock.release()
 
 
 @functools.cache
@@ -230,15 +270,9 @@ def checksum(columns):
 
 
 def _read_qm9_cache():
-    try:
-        with np.load(QM9_CACHE, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{QM9_CACHE.name} is damaged: {error}") from None
-    if str(columns.pop("checksum", "")) != checksum(columns):
+    columns = read_npz(QM9_CACHE, ("smiles", "atoms", "pairs", "targets", "index", "row", "dropped", "checksum"))
+    if str(columns.pop("checksum")) != checksum(columns):
         raise ValueError(f"{QM9_CACHE.name} is damaged: its checksum does not match")
-    if columns.keys() != {"smiles", "atoms", "pairs", "targets", "index", "row", "dropped"}:
-        raise ValueError(f"{QM9_CACHE.name} is of another version: it holds {', '.join(columns)}")
     return _qm9_from_columns(columns)
 
 

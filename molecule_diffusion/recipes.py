@@ -14,9 +14,10 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
 from molecule_diffusion.checkpoints import load_pipeline, save_checkpoint, update_card
+from molecule_diffusion.checks import check_count, check_seed
 from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, condition_table
 from molecule_diffusion.encodings import graph_vector
-from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, check_count, write_json
+from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, write_json
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE, encode_graphs
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
@@ -275,6 +276,7 @@ def train(name, seed=0, steps=None):
     Returns: the folder to give to `load_pipeline(name, folder)`.
     """
     recipe = _recipe(name)
+    check_seed(seed)
     settings = recipe.settings if steps is None else recipe.settings | {"steps": steps}
     check_count("steps", settings["steps"])
     with torch.random.fork_rng():

@@ -1,9 +1,12 @@
 """The training loop `fit`, what it works with (progress, saved states, the learning rate), and the losses."""
 
+import contextlib
 import copy
 import functools
 import json
 import math
+import signal
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +16,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
+from molecule_diffusion.checks import check_count, check_seed
 from molecule_diffusion.encodings import expected_graph, split_vector
-from molecule_diffusion.files import atomic, check_count
+from molecule_diffusion.files import atomic
 from molecule_diffusion.models import summed_cross_entropy
 from molecule_diffusion.schedules import NOISE_SCHEDULE
 
@@ -39,7 +43,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
         settings: dict, such as a Recipe's `settings`, with steps, batch_size (per process), learning_rate, warmup,
             ema_decay, and restart (a step) if there is one; what else it holds is only kept with the state.
         seed: whole number.
-        state: path of the file to resume from and to save to every 30 s; None keeps nothing.
+        state: path of the file to resume from and to save to, every 30 s and after Ctrl-C; None keeps nothing.
         monitor: function (model) -> dict, called with the moving average.
         monitor_steps: after which steps; its dict becomes part of the history.
 
@@ -50,7 +54,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
-    _check_training(data, settings)
+    _check_training(data, settings, seed)
     steps = settings["steps"]
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
@@ -65,7 +69,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     data = [column.to(accelerator.device) for column in data]
     saved = time.monotonic()
     bar = tqdm(total=steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    with bar, torch.random.fork_rng():
+    with bar, torch.random.fork_rng(), _noted_interrupts() as interrupts:
         for step in range(progress.step, steps):
             started = time.perf_counter()
             _seed_step(seed, step, accelerator.process_index)
@@ -90,20 +94,27 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
                 ema.copy_to(averaged.parameters())
                 progress.history[-1] |= monitor(averaged)
                 bar.write(json.dumps(progress.history[-1]))
-            save_is_due = progress.step == steps or time.monotonic() - saved > SAVE_EVERY
+            save_is_due = progress.step == steps or interrupts or time.monotonic() - saved > SAVE_EVERY
             if state is not None and save_is_due and accelerator.is_main_process:
                 save_state(state, plain, ema, optimizer, settings, seed, progress)
                 saved = time.monotonic()
+            if interrupts:
+                raise KeyboardInterrupt(f"stopped after step {progress.step} of {steps}")
     ema.copy_to(averaged.parameters())
     return averaged, progress.history
 
 
-def _check_training(data, settings):
+def _check_training(data, settings, seed):
     needed = ("steps", "batch_size", "learning_rate", "warmup", "ema_decay")
     if not isinstance(settings, dict) or not settings.keys() >= set(needed):
         raise ValueError(f"settings={settings!r}: expected a dict with {', '.join(needed)}, a Recipe's .settings")
     check_count("steps", settings["steps"])
     check_count("batch_size", settings["batch_size"])
+    check_seed(seed)
+    if not (np.isfinite(settings["learning_rate"]) and settings["learning_rate"] > 0):
+        raise ValueError(f"learning_rate={settings['learning_rate']!r}: expected a number above 0")
+    if not 0 <= settings["ema_decay"] < 1:
+        raise ValueError(f"ema_decay={settings['ema_decay']!r}: expected at least 0 and less than 1")
     lengths = [len(column) for column in data]
     if len(set(lengths)) != 1 or lengths[0] < settings["batch_size"]:
         raise ValueError(
@@ -127,6 +138,26 @@ def _check_finite(loss, step, rate, state):
     if state is not None and Path(state).exists():
         kept = f"; the last good state is kept in {Path(state).name}"
     raise TrainingError(f"the loss is {loss} at step {step} with learning rate {rate:.2g}{kept}. Lower learning_rate")
+
+
+@contextlib.contextmanager
+def _noted_interrupts():
+    """Note the first Ctrl-C in the yielded list, so that the loop can end its step and save; raise the second."""
+    noted = []
+
+    def note(number, frame):
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _entry_is_due(step, steps):
@@ -178,7 +209,7 @@ class Progress:
 
 def save_state(path, model, ema, optimizer, settings, seed, progress):
     """Write all that a training needs to go on to one safetensors file, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for (name, _), average in zip(model.named_parameters(), ema.shadow_params):
@@ -188,8 +219,8 @@ def save_state(path, model, ema, optimizer, settings, seed, progress):
             tensors[f"optimizer.{index}.{name}"] = tensor
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = json.dumps({"settings": settings, "seed": seed, "progress": asdict(progress)})
-    with atomic(path) as part:
-        save_file(tensors, part, metadata={"training": content})
+    with atomic(path) as part:  # not by save_file, whose files only their owner can read
+        part.write_bytes(save(tensors, metadata={"training": content}))
 
 
 def load_state(path, model, ema, optimizer, settings, seed):

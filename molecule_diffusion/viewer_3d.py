@@ -28,14 +28,16 @@ def show_3d(molecules, names=None, caption=None):
     molecules = [molecules] if isinstance(molecules, (str, Chem.Mol)) else list(molecules)
     if not molecules:
         raise ValueError("show_3d got no molecule; pass at least one SMILES or RDKit molecule")
-    if names is not None and len(names) != len(molecules):
+    if names is None:
+        names = [Chem.MolToSmiles(Chem.RemoveHs(as_mol(m)), isomericSmiles=False) for m in molecules]
+    names = [str(name) for name in names]
+    if len(names) != len(molecules):
         raise ValueError(f"{len(names)} names for {len(molecules)} molecules: give one each, or none")
-    names = names or [Chem.MolToSmiles(Chem.RemoveHs(as_mol(m)), isomericSmiles=False) for m in molecules]
     mols, shown = [], []
     for molecule, name in zip(molecules, names):
         try:
             mols.append(with_geometry(molecule))
-            shown.append(str(name))
+            shown.append(name)
         except ValueError as error:
             if len(molecules) == 1:
                 raise

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from rdkit import Chem, rdBase
 
+from molecule_diffusion.checks import check_count, check_smiles_list, quoted
 from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
@@ -33,7 +34,7 @@ from molecule_diffusion.drawing import (
 )
 from molecule_diffusion.encodings import split_vector, vector_graph
 from molecule_diffusion.evaluation import number_text, reference
-from molecule_diffusion.files import RESULTS, ROOT, atomic, check_count, read_json
+from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Molecules and graphs
@@ -49,16 +50,15 @@ def show_grid(molecules, legends=None, columns=6, alt=None, caption=None):
         columns: pictures in a row.
         alt: text for those who cannot see it; lists the SMILES by default.
     """
-    if isinstance(molecules, str):
-        raise ValueError(f"show_grid({molecules!r}): expected a list of molecules; wrap a single one in [ ]")
+    molecules = check_smiles_list("show_grid", molecules)
     check_count("columns", columns)
-    mols = [drawable(as_mol(molecule)) for molecule in molecules]
-    if not 1 <= len(mols) <= 60:
-        raise ValueError(f"{len(mols)} molecules: a grid shows 1 to 60; pass a slice such as molecules[:24]")
-    if legends is not None and len(legends) != len(mols):
-        raise ValueError(f"{len(legends)} legends for {len(mols)} molecules: give one each, or none")
+    if not 1 <= len(molecules) <= 60:
+        raise ValueError(f"{len(molecules)} molecules: a grid shows 1 to 60; pass a slice such as molecules[:24]")
     if legends is not None:
         legends = [str(text) for text in legends]
+    if legends is not None and len(legends) != len(molecules):
+        raise ValueError(f"{len(legends)} legends for {len(molecules)} molecules: give one each, or none")
+    mols = [drawable(as_mol(molecule)) for molecule in molecules]
     png = molecules_png(mols, (150, 130), min(columns, len(mols)), legends, legend_size=15)
     show_image(png, alt or "2D structures of " + ", ".join(map(Chem.MolToSmiles, mols)), caption)
 
@@ -145,11 +145,13 @@ def show_map(points, values, smiles, label, caption=None):
     Args:
         points: (n, 2); values: (n,), the colours; smiles: n texts; label: what the values are, with their unit.
     """
-    points, values = np.asarray(points), np.asarray(values)
+    points, values, smiles = np.asarray(points), np.asarray(values), check_smiles_list("show_map", smiles)
     if not len(smiles) or points.shape != (len(smiles), 2) or values.shape != (len(smiles),):
         raise ValueError(
             f"points {points.shape}, values {values.shape}, {len(smiles)} SMILES: expected (n, 2), (n,), n"
         )
+    for text in smiles:
+        as_mol(text)  # refuses what cannot be drawn, before the pointer gets there
     live = _live_map(points, values, smiles, label)._repr_mimebundle_()
     alt = f"Map of {len(smiles):,} molecules, coloured by {label} from {values.min():.3g} to {values.max():.3g}."
     show_bundle(live, _flat_map(points, values, label), alt, caption)
@@ -234,7 +236,12 @@ def training_curve(name):
     """Validity and FCD against training time, from data/results/NAME_curve.json, as a matplotlib figure."""
     from matplotlib import pyplot as plt
 
-    entries = read_json(RESULTS / f"{name}_curve.json")
+    path = RESULTS / f"{name}_curve.json"
+    entries = read_json(path) if path.exists() else []
+    if not entries or "fcd" not in entries[0]:
+        drawn = [path.name.removesuffix("_curve.json") for path in sorted(RESULTS.glob("*_curve.json"))]
+        drawn = [name for name in drawn if "fcd" in read_json(RESULTS / f"{name}_curve.json")[0]]
+        raise ValueError(f"no curve of validity and FCD for {quoted(name)}; there are some of {', '.join(drawn)}")
     minutes = [entry["seconds"] / 60 for entry in entries]
     fig, panels = plt.subplots(1, 2, figsize=(9, 2.8))
     for axes, key, label, colour in zip(panels, ("valid", "fcd"), ("strictly valid, %", "FCD"), ("green", "red")):

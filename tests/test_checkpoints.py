@@ -4,8 +4,10 @@ import errno
 import inspect
 import json
 import pickle
+import platform
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from shared import GENERATORS, SCHEDULES, draw, untrained
 
 import helpers
 from molecule_diffusion import checkpoints, recipes, scoring
+from molecule_diffusion.files import sha256
 
 NAMES = sorted(helpers.RECIPES)
 
@@ -49,17 +52,46 @@ def truncate(folder):
 
 
 def with_config(**values):
-    return lambda folder: edit_json(folder / "vae" / "config.json", lambda config: config.update(values))
+    """A checkpoint whose config fits its card but not its weights, as after an edit that somebody meant well."""
+
+    def damage(folder):
+        edit_json(folder / "vae" / "config.json", lambda config: config.update(values))
+        hash_again(folder)
+
+    return damage
+
+
+def hash_again(folder):
+    def update(card):
+        for file in card["sha256"]:
+            card["sha256"][file] = sha256(folder / file)
+
+    edit_json(folder / "card.json", update)
+
+
+def with_index(text):
+    def damage(folder):
+        (folder / "model_index.json").write_text(text)
+        hash_again(folder)
+
+    return damage
 
 
 def other_pipeline(folder):
     edit_json(folder / "model_index.json", lambda index: index.update(_class_name="DiffusionPipeline"))
+    hash_again(folder)
 
 
 def only_pickle(folder):
     (folder / WEIGHTS).unlink()
-    edit_json(folder / "card.json", lambda card: card.update(sha256={}))
-    (folder / WEIGHTS).with_suffix(".bin").write_bytes(pickle.dumps(Trap(folder.parent / "pickle_was_loaded")))
+    pickled = (folder / WEIGHTS).with_suffix(".bin")
+    pickled.write_bytes(pickle.dumps(Trap(folder.parent / "pickle_was_loaded")))
+
+    def name_the_pickle(card):
+        del card["sha256"][WEIGHTS]
+        card["sha256"][pickled.relative_to(folder).as_posix()] = sha256(pickled)
+
+    edit_json(folder / "card.json", name_the_pickle)
 
 
 class Trap:
@@ -88,9 +120,13 @@ class Trap:
         (lambda f: (f / "card.json").write_text("[]"), ValueError, "card.json is damaged"),
         (lambda f: (f / "card.json").write_text('{"sha256": null}'), ValueError, "card.json is damaged"),
         (lambda f: (f / "model_index.json").unlink(), (ValueError, FileNotFoundError), ""),
-        (lambda f: (f / "model_index.json").write_text("{"), ValueError, ""),
-        (lambda f: (f / "model_index.json").write_text("{}"), ValueError, "names no pipeline of this course: None"),
-        (lambda f: (f / "model_index.json").write_text("[]"), ValueError, "names no pipeline of this course: None"),
+        (lambda f: (f / "model_index.json").write_text("{"), ValueError, "model_index.json is damaged: its SHA-256"),
+        (with_index("{"), ValueError, "does not fit this code"),
+        (with_index("{}"), ValueError, "names no pipeline of this course: None"),
+        (with_index("[]"), ValueError, "names no pipeline of this course: None"),
+        (with_index("null"), ValueError, "names no pipeline of this course: None"),
+        (lambda f: edit_json(f / "card.json", lambda card: card.update(sha256={})), ValueError, "has no SHA-256 of it"),
+        (lambda f: (f / "vae" / "more.json").write_text("{}"), ValueError, "more.json is not of this checkpoint"),
         (other_pipeline, ValueError, "names no pipeline of this course: 'DiffusionPipeline'"),
         (lambda f: (f / "vae/config.json").unlink(), (ValueError, FileNotFoundError), ""),
         (lambda f: (f / "vae/config.json").write_text("{"), ValueError, ""),
@@ -101,9 +137,10 @@ class Trap:
         (with_config(layers=2), ValueError, "does not fit this code"),
         (only_pickle, ValueError, "does not fit this code"),
     ],
-    ids="no-folder no-card no-weights flipped-byte truncated half-a-card binary-card empty-card list-card null-card "
-    " no-index half-an-index empty-index list-index other-pipeline no-config half-a-config width latent-dim "
-    " more-layers fewer-layers only-pickle".split(),
+    ids="no-folder no-card no-weights flipped-byte truncated half-a-card binary-card empty-card list-card "
+    "null-card no-index half-an-index no-json-index empty-index list-index null-index no-hashes "
+    "another-file other-pipeline no-config half-a-config width latent-dim more-layers fewer-layers "
+    "only-pickle".split(),
 )
 def test_a_damaged_checkpoint_is_refused_with_a_remedy(copy, damage, error, message):
     damage(copy)
@@ -126,6 +163,8 @@ def make_old(folder):
                 index[key] = ["helpers", entry[1]]
 
     edit_json(folder / "model_index.json", name_helpers)
+    weights = {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*.safetensors")}
+    edit_json(folder / "card.json", lambda card: card.update(sha256=weights))
     assert "molecule_diffusion" not in (folder / "model_index.json").read_text()
     if (folder / "scheduler").exists():
         edit_json(folder / "scheduler" / "scheduler_config.json", lambda config: config.pop("power", None))
@@ -239,7 +278,8 @@ def test_cards(name):
     assert "130,251 molecules" in card["data"]
     assert "torch" in card["machine"] and card["training_seconds"] > 60
     assert card["metrics"]["N"] == 10_000
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")} == set(card["sha256"])
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files - {"card.json", "README.md"} == set(card["sha256"])
     page = (folder / "README.md").read_text(encoding="utf-8")
     first = "valid" if name in GENERATORS else "mae_gap"
     assert f"# {name}" in page and f"| {first} | {card['metrics'][first]} |" in page
@@ -299,3 +339,51 @@ def test_the_shipped_files_name_the_rooms_and_every_setting(name):
     if "molecule_diffusion.schedules" in libraries:
         config = json.loads((helpers.CHECKPOINTS / name / "scheduler" / "scheduler_config.json").read_text())
         assert config["power"] == 1.5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such modes there")
+def test_weights_can_be_read_by_others(tmp_path):
+    checkpoints.save_checkpoint("token_vae", untrained("token_vae"), {}, 0, 1.0, tmp_path)
+    (tmp_path / "plain").write_text("")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_leaves_torchs_random_numbers_alone(name):
+    before = torch.random.get_rng_state()
+    helpers.load_pipeline(name)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_checkpoint_whose_replacement_was_killed_comes_back(copy):
+    old = copy.with_name(f"{copy.name}.{platform.node()}.999999999.abcd.old")
+    copy.rename(old)
+    (copy.parent / f"{copy.name}.{platform.node()}.999999999.abcd.part").mkdir()
+    assert helpers.load_pipeline("token_vae", copy.parent).card["name"] == "token_vae"
+    assert copy.is_dir() and not old.exists()
+
+
+@pytest.mark.parametrize(
+    "name, file, change",
+    [
+        ("diffusion_prior", "encoder/config.json", lambda config: config["types"].reverse()),
+        ("property_oracle", "oracle/config.json", lambda config: config["targets"].reverse()),
+        (
+            "latent_diffusion",
+            "scheduler/scheduler_config.json",
+            lambda config: config.update(trained_betas=[float("nan")]),
+        ),
+    ],
+)
+def test_settings_that_would_change_the_meaning_of_weights_are_refused(tmp_path, name, file, change):
+    folder = shutil.copytree(helpers.CHECKPOINTS / name, tmp_path / name)
+    edit_json(folder / file, change)
+    with pytest.raises(ValueError, match=f"{name}/{file} is damaged: its SHA-256 is not the one in card.json"):
+        helpers.load_pipeline(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 3, True])
+def test_a_name_is_a_text(name):
+    with pytest.raises(ValueError, match="expected a text, such as 'latent_diffusion'"):
+        helpers.load_pipeline(name)

@@ -4,6 +4,7 @@ import re
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rdkit import Chem
@@ -277,3 +278,95 @@ def test_properties_by_hand():
     np.testing.assert_allclose(values[:, helpers.PROPERTIES.index("weight")], weight, atol=0.01)
     assert values[:, helpers.PROPERTIES.index("rings")].tolist() == [0, 1]
     assert (0 < values[:, 0]).all() and (values[:, 0] < 1).all() and values[0, 1] < values[1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What plausible users give
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labelled, plain",
+    [
+        ("[CH3:1]O", "CO"),
+        ("[2H]O[2H]", "O"),
+        ("[13CH3][OH:7]", "CO"),
+        ("[2H]C([2H])([2H])C", "CC"),
+        ("[cH:1]1ccoc1", "c1ccoc1"),
+    ],
+)
+def test_atom_maps_and_isotopes_make_no_other_molecule(labelled, plain):
+    for molecule in (labelled, Chem.MolFromSmiles(labelled)):
+        got, expected = helpers.to_graph(molecule), helpers.to_graph(plain)
+        assert got[2] == expected[2]
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[1], expected[1])
+    assert helpers.describe([labelled])["type"].tolist() == helpers.describe([plain])["type"].tolist()
+    np.testing.assert_allclose(helpers.properties([labelled]), helpers.properties([plain]))
+
+
+def test_the_callers_labels_stay():
+    mol = Chem.MolFromSmiles("[CH3:1]O")
+    helpers.to_graph(mol)
+    assert mol.GetAtomWithIdx(0).GetAtomMapNum() == 1
+
+
+def test_an_aromatic_bond_outside_a_ring_is_refused():
+    with pytest.raises(ValueError, match="'C:C' has a bond that is not single, double, triple or, in a ring, aromatic"):
+        helpers.to_graph("C:C")
+    assert helpers.to_graph("C1:C:C:C:C:C:1")[2] == "c1ccccc1"
+
+
+LONG = "C" * 20_000
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        helpers.to_graph,
+        lambda text: helpers.to_graphs(["C", text]),
+        lambda text: helpers.describe([text]),
+        lambda text: helpers.properties([text]),
+        chemistry.read_smiles,
+    ],
+)
+def test_a_smiles_that_is_too_long_is_never_given_to_rdkit(read):
+    with pytest.raises(ValueError, match="a SMILES of 20,000 letters, 'CCC.*…: this course reads at most 500") as error:
+        read(LONG)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "read, name",
+    [(helpers.to_graphs, "to_graphs"), (helpers.describe, "describe"), (helpers.properties, "properties")],
+)
+def test_one_text_is_not_read_letter_by_letter(read, name):
+    with pytest.raises(ValueError, match=rf"{name}\('CCO'\): expected a list of SMILES; wrap a single one in \[ \]"):
+        read("CCO")
+    with pytest.raises(ValueError, match=f"{name} got a table: .*table\\['smiles'\\]"):
+        read(pd.DataFrame({"smiles": ["CCO"]}))
+    with pytest.raises(ValueError, match=rf"{name}\(3\): expected a list of SMILES"):
+        read(3)
+    assert len(read(pd.Series(["CCO", "C"]))) == 2
+
+
+@pytest.mark.parametrize("wrong", ["xx", "C1CC", None, 3])
+def test_properties_need_molecules(wrong):
+    with pytest.raises(ValueError, match="is not a valid SMILES|expected a SMILES"):
+        helpers.properties(["CCO", wrong])
+
+
+@pytest.mark.parametrize(
+    "smiles, word",
+    [
+        ("CCO", "valid"),
+        ("C.C", "fragmented"),
+        ("C[NH3+]", "charged"),
+        ("[NH4+].[F-]", "charged"),
+        (None, "refused"),
+        ("", "refused"),
+        ("C[nH]", "valid"),
+    ],
+)
+def test_the_verdict(smiles, word):
+    assert chemistry.verdict(smiles) == word

@@ -1,5 +1,7 @@
 """The command line."""
 
+import json
+
 import pytest
 
 import helpers
@@ -25,6 +27,18 @@ def test_help(arguments, capsys):
         ([], "required: command"),
         (["dance"], "invalid choice: 'dance'"),
         (["score", "nonsense"], "token_vae"),
+        (["sample", "latent_diffusion", "3"], "required: --out"),
+        (["sample", "latent_diffusion", "many", "--out", "a.csv"], "invalid int value: 'many'"),
+        (["sample", "latent_diffusion", "3", "--out", "a.txt"], "ValueError: a.txt: expected a file that ends in .csv"),
+        (
+            ["sample", "latent_diffusion", "0", "--out", "a.csv"],
+            "num_molecules=0: expected a whole number of at least 1",
+        ),
+        (["sample", "latent_diffusion", "3", "--out", "a.csv", "--gap", "5"], "latent_diffusion takes no condition"),
+        (["sample", "nonsense", "3", "--out", "a.csv"], "no checkpoint 'nonsense'; here are: "),
+        (["evaluate", "none.csv"], "FileNotFoundError: no file at none.csv"),
+        (["train", "token_vae", "--seed", "-1"], "seed=-1"),
+        (["study", "*"], "study '*': expected the two digits of a notebook"),
         (["train", "token_vae", "--steps", "0"], "ValueError: steps=0: expected a whole number of at least 1"),
         (["train", "token_vae", "--steps", "many"], "invalid int value: 'many'"),
         (["notebook", "none.ipynb"], "none.ipynb"),
@@ -37,3 +51,35 @@ def test_wrong_commands_are_explained(arguments, message, capsys):
         helpers.main(arguments)
     assert end.value.code not in (0, None)
     assert message in capsys.readouterr().err
+
+
+def test_sample_and_evaluate(run_python, tmp_path):
+    """As a practitioner does: both as programs, in another folder."""
+    sample = [
+        "sample",
+        "diffusion_prior",
+        "60",
+        "--out",
+        "a.csv",
+        "--type",
+        "ester",
+        "--steps",
+        "10",
+        "--guidance",
+        "1.5",
+    ]
+    result = run_python(helpers.ROOT / "helpers.py", *sample, "--logP", "0.5", "--guidance", "1.5", cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout == "a.csv: 60 of 60 molecules\n", result.stderr
+    again = run_python(helpers.ROOT / "helpers.py", *sample, cwd=tmp_path)
+    assert again.returncode == 1 and again.stderr.endswith(
+        "ValueError: a.csv is there already; delete it, or choose another name\n"
+    )
+    assert "Traceback" not in again.stderr
+    shown = run_python(helpers.ROOT / "helpers.py", "evaluate", "a.csv", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[0].split()[:3] == ["N", "valid", "%"] and len({len(line) for line in lines}) == 1
+    assert [line.split("  ")[0] for line in lines[1:]] == ["a", "training molecules", "random graphs"]
+    printed = run_python(helpers.ROOT / "helpers.py", "evaluate", "a.csv", "--json", cwd=tmp_path)
+    score, *framing = json.loads(printed.stdout)
+    assert score["name"] == "a" and score["N"] == 60 and score["valid"] > 0.8 and len(framing) == 2

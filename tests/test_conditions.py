@@ -1,5 +1,8 @@
 """Files of conditions, good and bad, and the encoder."""
 
+import errno
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -175,3 +178,63 @@ def test_each_molecule_forgets_on_its_own(encoder):
     torch.manual_seed(0)
     dropped = encoder.drop(encoder({"type": "ester", "part": "cage"}, 1000))
     assert abs(torch.corrcoef(torch.stack([dropped[:-1, 1], dropped[1:, 1]]))[0, 1]) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that do not belong together, full disks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_another_pair_is_refused(files, tmp_path, qm9):
+    rows = qm9.test[6:12]
+    other = tmp_path / "other.h5", tmp_path / "other.csv"
+    table = helpers.condition_table(qm9, rows)
+    helpers.save_conditions(*other, helpers.graph_sequence(qm9.atoms[rows], qm9.bonds[rows]), table)
+    helpers.load_conditions(*files)
+    helpers.load_conditions(*other)
+    with pytest.raises(ValueError, match="other.csv is not the table that six.h5 was saved with; .*Save both again"):
+        helpers.load_conditions(files[0], other[1])
+
+
+def test_files_of_other_programs_need_no_fingerprint(files):
+    rewrite(lambda file, data: file.update(data=data))(*files)
+    with h5py.File(files[0], "r+") as file:
+        file.attrs.clear()
+    edit_csv(lambda table: table.assign(note="mine"))(*files)
+    assert helpers.load_conditions(*files).table["note"].tolist() == ["mine"] * 6
+
+
+@pytest.mark.parametrize("failing", ["six.h5", "six.csv"])
+def test_a_full_disk_leaves_a_pair_that_belongs_together(files, qm9, monkeypatch, failing):
+    before = [path.read_bytes() for path in files]
+    write_bytes = Path.write_bytes
+
+    def full(path, content):
+        if path.name.startswith(failing):
+            write_bytes(path, content[:100])
+            raise OSError(errno.ENOSPC, "no space left")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    rows = qm9.test[6:12]
+    data = helpers.graph_sequence(qm9.atoms[rows], qm9.bonds[rows])
+    with pytest.raises(OSError, match="no space left"):
+        helpers.save_conditions(*files, data, helpers.condition_table(qm9, rows))
+    assert [path.read_bytes() for path in files] == before
+    assert sorted(path.name for path in files[0].parent.iterdir()) == ["six.csv", "six.h5"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wishes as plausible users write them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", [6, 6.0, np.float32(6), np.float64(6), np.array(6.0), torch.tensor(6.0), np.int64(6)])
+def test_any_kind_of_number_is_a_wish(encoder, gap):
+    assert torch.equal(encoder({"gap": gap}, 2), encoder({"gap": [6.0, 6.0]}, 2))
+
+
+@pytest.mark.parametrize("condition", ["ester", ["ester"], 5])
+def test_a_wish_is_a_dict(encoder, condition):
+    with pytest.raises(ValueError, match="expected a dict with any of type, part, gap, mu, logP, QED"):
+        encoder(condition, 2)

@@ -160,3 +160,19 @@ def test_sequences_become_the_same_graphs_again(qm9):
     assert data.shape == (500, 1, 45, 9) and data.dtype == np.uint8 and (data.sum(-1) == 1).all()
     again = helpers.sequence_graph(0.9 * data + 0.01)
     assert (again[0] == atoms).all() and (again[1] == bonds).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_no_graphs(bad):
+    x = torch.zeros(2, 189)
+    x[1, 5] = bad
+    with pytest.raises(ValueError, match="the graph vectors: NaN or infinite values"):
+        helpers.vector_graph(x)
+    with pytest.raises(ValueError, match="the sequences hold NaN or infinite values"):
+        helpers.sequence_graph(np.full((1, 1, 45, 9), bad))
+
+
+@pytest.mark.parametrize("shape", [(2, 45, 9), (2, 1, 72, 53), (2, 1, 45, 8)])
+def test_other_shapes_are_no_sequences(shape):
+    with pytest.raises(ValueError, match=r"expected \(N, 1, 45, 9\), see graph_sequence"):
+        helpers.sequence_graph(np.zeros(shape))

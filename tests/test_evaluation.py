@@ -4,6 +4,7 @@ import json
 
 import fcd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rdkit import Chem
@@ -242,3 +243,78 @@ def test_the_reference_is_of_the_test_molecules(qm9):
     expected = helpers.properties([qm9.smiles[qm9.test[i]] for i in rows])
     np.testing.assert_allclose(reference["properties"][rows], expected, rtol=1e-5)
     np.testing.assert_array_equal(reference["covariance"], reference["covariance"].T)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What plausible users give
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "molecules, options, message",
+    [
+        (pd.DataFrame({"smiles": ["CCO"]}), {}, "evaluate got a table: .*table\\['smiles'\\]"),
+        (["CCO"], {"name": 5}, "name=5: expected a text, the row's name in tables"),
+        (["C" * 20_000], {}, "a SMILES of 20,000 letters"),
+        (3, {}, r"evaluate\(3\): expected a list of SMILES"),
+    ],
+)
+def test_more_wrong_input_is_explained(molecules, options, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.evaluate(molecules, **options)
+
+
+def test_labels_do_not_make_a_molecule_novel(qm9):
+    smiles = qm9.smiles[qm9.train[50]]
+    mol = Chem.MolFromSmiles(smiles)
+    mol.GetAtomWithIdx(0).SetAtomMapNum(1)
+    mol.GetAtomWithIdx(1).SetIsotope(13)
+    score = helpers.evaluate([Chem.MolToSmiles(mol)])
+    assert score.smiles == [smiles] and score.novel == 0
+    assert helpers.evaluate(["[2H]O[2H]"]).smiles == ["O"]
+
+
+def test_scoring_leaves_torchs_random_numbers_alone():
+    before = torch.random.get_rng_state()
+    helpers.evaluate(["CCO", "CO", "CN"])._repr_html_()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("condition", [{"type": "nope"}, {"part": ["chain", "knot"]}])
+def test_obedience_to_what_there_is_not(condition):
+    output = helpers.MoleculeOutput(["CCO", "CC"], None, None, None)
+    with pytest.raises(ValueError, match="unknown (type 'nope'|part 'knot'); known ones: "):
+        helpers.obedience(output, condition)
+
+
+def test_framing_rows_at_another_n_are_kept(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(evaluation, "OWN_FRAMING", tmp_path / "framing.json")
+    first = helpers.framing_rows(37)
+    assert "rows that frame a table at N = 37" in capfd.readouterr().err
+    monkeypatch.setattr(evaluation, "compute_framing", lambda n: pytest.fail("computed again"))
+    assert [row.as_dict() for row in helpers.framing_rows(37)] == [row.as_dict() for row in first]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"1000": 3}', '{"1000": [{"name": "x"}]}'])
+def test_framing_rows_that_are_damaged(monkeypatch, tmp_path, content):
+    path = tmp_path / "framing.json"
+    path.write_text(content)
+    monkeypatch.setattr(evaluation, "FRAMING", path)
+    with pytest.raises(ValueError, match="framing.json is damaged .*python helpers.py reference"):
+        helpers.framing_rows(1000)
+
+
+def test_a_reference_without_a_key(own_reference):
+    with np.load(own_reference) as file:
+        content = dict(file)
+    del content["mean"]
+    np.savez_compressed(own_reference, **content)
+    with pytest.raises(ValueError, match="reference.npz is of another version: .*mean.*python helpers.py reference"):
+        helpers.evaluate(["CCO", "CO"])
+
+
+def test_the_table_as_text():
+    rows = helpers.framing_rows(1000)
+    lines = evaluation.text_table(rows).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert lines[1].startswith("training molecules  1,000    100.0")

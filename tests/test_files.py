@@ -2,6 +2,9 @@
 
 import errno
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -50,8 +53,100 @@ def test_an_interrupt_leaves_what_stood_there(tmp_path, monkeypatch, kind, error
 def test_a_finished_write_replaces_what_stood_there(tmp_path, kind):
     path = tmp_path / "new folder" / "target"
     for text in ("old", "new"):
-        (path.parent / "target.part").mkdir(parents=True, exist_ok=True)  # left over from a killed process
         with files.atomic(path) as part:
             write(part, kind, text)
         assert read(path, kind) == text
     assert [p.name for p in path.parent.iterdir()] == ["target"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes, and processes that die
+# ---------------------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, sys
+from molecule_diffusion import files
+moment, path = int(sys.argv[1]), sys.argv[2]
+replace, calls = os.replace, []
+def dying(source, target):
+    if len(calls) == moment:
+        os._exit(9)
+    calls.append(target)
+    replace(source, target)
+os.replace = dying
+with files.atomic(path) as part:
+    part.mkdir()
+    (part / "content").write_text("new")
+    if moment == -1:
+        os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("moment, left", [(-1, "old"), (0, "old"), (1, "old"), (2, "new")])
+def test_a_process_that_dies_leaves_nothing_that_is_not_put_right(tmp_path, run_python, moment, left):
+    path = tmp_path / "target"
+    write(path, "folder", "old")
+    result = run_python("-c", DYING, moment, path)
+    assert result.returncode == (9 if moment < 2 else 0), result.stderr
+    files.recover(path)
+    assert read(path, "folder") == left
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    with files.atomic(path) as part:
+        write(part, "folder", "newer")
+    assert read(path, "folder") == "newer" and [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_parts_of_living_processes_and_of_other_machines_are_left_alone(tmp_path):
+    path = tmp_path / "target"
+    with files.atomic(path) as part:
+        write(part, "file", "half")
+        files.recover(path)
+        assert part.exists()
+        write(part, "file", "whole")
+    assert read(path, "file") == "whole"
+    elsewhere = tmp_path / "target.anothermachine.1.abcd.part"
+    elsewhere.write_text("half")
+    files.recover(path)
+    assert elsewhere.exists()
+
+
+WRITERS = """
+import sys
+from molecule_diffusion import files
+path, text = sys.argv[1:]
+for k in range(60):
+    with files.atomic(path) as part:
+        if text.startswith("folder"):
+            part.mkdir()
+            (part / "content").write_text(text)
+        else:
+            part.write_text(text)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_two_writers_of_one_path(tmp_path, kind):
+    path = tmp_path / "target"
+    command = [sys.executable, "-c", WRITERS, str(path)]
+    writers = [subprocess.Popen([*command, f"{kind} {k}"], stderr=subprocess.PIPE, cwd=files.ROOT) for k in range(3)]
+    errors = [writer.communicate()[1].decode() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], errors
+    assert read(path, kind) in [f"{kind} {k}" for k in range(3)]
+    files.recover(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_names_with_letters_that_mean_something_to_glob(tmp_path):
+    for name in ("a[1]", "a*", "a?"):
+        with files.atomic(tmp_path / name) as part:
+            write(part, "file", name)
+        files.recover(tmp_path / name)
+        assert read(tmp_path / name, "file") == name
+
+
+def test_the_folder_of_what_is_made_can_be_set(tmp_path, run_python):
+    code = "import helpers; from molecule_diffusion import files, qm9; print(files.MADE, qm9.QM9_CACHE.parent)"
+    result = run_python("-c", code, env=os.environ | {"MOLECULE_DIFFUSION_DATA": str(tmp_path)})
+    assert result.stdout.split() == [str(tmp_path.resolve())] * 2, result.stderr
+    result = run_python("-c", code, env=os.environ | {"MOLECULE_DIFFUSION_DATA": ""})
+    assert result.stdout.split() == [str(files.DATA)] * 2, result.stderr

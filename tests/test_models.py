@@ -134,3 +134,22 @@ def test_a_denoiser_with_a_condition():
     first, second = denoiser(z, t, torch.zeros(3, 5)), denoiser(z, t, torch.eye(3, 5))
     assert first.shape == z.shape and not torch.allclose(first, second)
     torch.testing.assert_close(denoiser(z[:1], t[:1], torch.zeros(1, 5)), first[:1])
+
+
+@pytest.mark.parametrize("a, b", [([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 6.0]), ([1.0, 0.0], [-1.0, 0.0])])
+def test_slerp_between_parallel_vectors_is_straight(a, b):
+    a, b = torch.tensor(a), torch.tensor(b)
+    torch.testing.assert_close(helpers.slerp(a, b, 0.25), 0.75 * a + 0.25 * b)
+    assert helpers.slerp(a, b, 0.5).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_decoded(vae, bad):
+    z = torch.zeros(2, 9, 2)
+    z[1, 3] = bad
+    with pytest.raises(ValueError, match="what the TokenVAE decoded: NaN or infinite values"):
+        vae.decode_graphs(z)
+    with torch.no_grad():
+        vae.atom_head.weight[0, 0] = bad
+    with pytest.raises(ValueError, match="weights, latents or vectors are damaged"):
+        vae.decode_graphs(torch.randn(2, 9, 2))

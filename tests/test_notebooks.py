@@ -156,9 +156,12 @@ def test_a_failing_study_keeps_what_there_was_and_the_parts_before(write_study):
         notebooks.run_study("77", ["d"])
 
 
-@pytest.mark.parametrize("number", ["99", "", "0", "nonsense"])
+@pytest.mark.parametrize("number", ["99", "", "0", "nonsense", "*", "0?", "../../w/99", "[0]2"])
 def test_an_unknown_study_is_explained(number):
-    with pytest.raises(ValueError, match=f"no study in notebook '{number}'; those with one have cells tagged study"):
+    message = "no study in notebook '99'; those with one have cells tagged study"
+    if number != "99":
+        message = f"study {number!r}: expected the two digits of a notebook, such as 02"
+    with pytest.raises(ValueError, match=re.escape(message)):
         notebooks.run_study(number)
 
 

@@ -1,12 +1,25 @@
 """Sampling: outputs, seeds, counts, schedulers, callbacks, varying, guidance; and how good the shipped ones are."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UnCLIPScheduler,
+)
 from shared import GENERATORS, SCHEDULES, draw, untrained
 
 import helpers
+from molecule_diffusion import schedules
 
 LATENTS = dict.fromkeys(GENERATORS, (9, 8)) | {"graph_ddpm": (189,)}  # shapes of one molecule's
 
@@ -373,3 +386,65 @@ def test_graph_ddpm_is_as_good_as_shipped(graph_ddpm):
     score = helpers.evaluate(draw(graph_ddpm, 1000))
     assert score.N == 1000
     assert score.valid >= 0.94 and score.unique >= 0.95
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which schedulers fit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def made(kind, schedule):
+    """A scheduler with those settings of a noise schedule that it knows."""
+    known = inspect.signature(kind.__init__).parameters
+    settings = {key: value for key, value in schedule.items() if key in known}
+    return kind(**settings | ({"clip_sample": False} if "clip_sample" in known else {}))
+
+
+@pytest.mark.parametrize("name", ["latent_diffusion", "graph_ddpm"])
+@pytest.mark.parametrize("kind", schedules.SCHEDULERS["v_prediction"], ids=lambda kind: kind.__name__)
+def test_every_scheduler_that_is_said_to_fit_gives_molecules(name, kind):
+    pipe = helpers.load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    if kind not in schedules.SCHEDULERS[SCHEDULES[name]["prediction_type"]]:
+        pipe.scheduler = made(kind, helpers.NOISE_SCHEDULE)
+        with pytest.raises(ValueError, match=f"{kind.__name__} does not fit this network, which predicts 'sample'"):
+            draw(pipe, 1)
+        return
+    pipe.scheduler = made(kind, SCHEDULES[name])
+    output = draw(pipe, 100, num_inference_steps=50)
+    assert output.valid.mean() >= 0.85 and len(set(output.valid_smiles)) >= 0.95 * output.valid.sum()
+
+
+@pytest.mark.parametrize(
+    "kind", [DDIMInverseScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UnCLIPScheduler]
+)
+def test_schedulers_of_another_kind_are_refused(kind):
+    pipe = untrained("latent_diffusion")
+    pipe.scheduler = kind()
+    with pytest.raises(ValueError, match=f"{kind.__name__} does not fit this network.*schedulers that do: DDIM, DDPM"):
+        draw(pipe, 1)
+
+
+def test_heun_needs_many_steps():
+    pipe = untrained("latent_diffusion")
+    pipe.scheduler = HeunDiscreteScheduler(**helpers.NOISE_SCHEDULE)
+    with pytest.raises(ValueError, match="num_inference_steps=20: Heun's method is unstable below 50 here"):
+        draw(pipe, 1, num_inference_steps=20)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_seed_is_not_a_generator(name):
+    with pytest.raises(ValueError, match=r"generator=5: expected a torch.Generator; a seed becomes one by torch.Gen"):
+        untrained(name)(2, generator=5)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_damaged_weights_give_an_error_and_not_nine_carbons(name):
+    pipe = untrained(name)
+    network = pipe.vae if name == "token_vae" else pipe.denoiser
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+        for parameter in network.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite values; weights, latents or vectors are damaged"):
+        draw(pipe, 3)

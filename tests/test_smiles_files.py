@@ -3,6 +3,7 @@
 import pytest
 
 import helpers
+from molecule_diffusion.smiles_files import smiles_in_file
 
 
 def test_a_csv_file(tmp_path):
@@ -80,3 +81,35 @@ def test_a_missing_file_or_a_folder(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(FileNotFoundError, match="no file at .*give the path of a .csv or .smi file"):
             helpers.load_smiles(path)
+
+
+def test_a_line_break_in_quotes_costs_no_row(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('name,smiles\n"two\nlines",CCO\nplain,C#N\n"open,CC\nlast,CN\n')
+    read = helpers.load_smiles(path)
+    assert read.smiles == ["CCO", "C#N", "CN"]
+    assert [(number, text) for number, text, _ in read.rejected] == [(5, '"open,CC')]
+    assert "a quoting error" in read.rejected[0][2]
+
+
+def test_twenty_rejected_lines_are_shown_and_all_are_kept(tmp_path):
+    path = tmp_path / "mine.smi"
+    path.write_text("\n".join(["C", *["CCl"] * 500]))
+    read = helpers.load_smiles(path)
+    assert len(read.rejected) == 500 and len(str(read).splitlines()) == 22
+    assert str(read).endswith("… and 480 more: see .rejected")
+
+
+def test_long_lines_are_quoted_in_part(tmp_path):
+    path = tmp_path / "mine.smi"
+    path.write_text("C" * 1_000_000 + "\nCCO\n")
+    read = helpers.load_smiles(path)
+    assert read.smiles == ["CCO"] and "a SMILES of 1,000,000 letters" in read.rejected[0][2]
+    assert len(str(read)) < 300
+
+
+def test_the_texts_of_a_file_as_they_stand(tmp_path):
+    (tmp_path / "a.csv").write_text("smiles,valid\nCCO,True\n,False\nxyz,True\n")
+    (tmp_path / "a.smi").write_text("CCO ethanol\n\nxyz\n")
+    assert smiles_in_file(tmp_path / "a.csv") == ["CCO", None, "xyz"]
+    assert smiles_in_file(tmp_path / "a.smi") == ["CCO", "xyz"]

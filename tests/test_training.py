@@ -1,9 +1,12 @@
 """The losses, and the training loop with everything that can interrupt it."""
 
+import errno
 import itertools
 import math
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -308,3 +311,89 @@ def test_a_state_of_another_version_is_not_called_damaged(tmp_path):
     save_file({"model.weight": torch.zeros(1)}, state, metadata={"progress": "{}"})
     with pytest.raises(ValueError, match="is of another version of the course .*delete it to start afresh"):
         tiny_fit(state)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(ema_decay=float("nan")), "ema_decay=nan: expected at least 0 and less than 1"),
+        (dict(ema_decay=1.0), "ema_decay=1.0"),
+        (dict(learning_rate=float("nan")), "learning_rate=nan: expected a number above 0"),
+        (dict(learning_rate=0), "learning_rate=0"),
+        (dict(seed=True), "seed=True: expected a whole number"),
+        (dict(seed=1.5), "seed=1.5"),
+        (dict(seed=-1), "seed=-1"),
+    ],
+)
+def test_numbers_that_would_train_nonsense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_fit(**changes)
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_training
+calls = []
+def loss(model, x, y):
+    calls.append(1)
+    if len(calls) == 12:
+        os.kill(os.getpid(), signal.SIGINT)
+    return test_training.squared_error(model, x, y)
+try:
+    test_training.tiny_fit(sys.argv[2], loss)
+except KeyboardInterrupt as stop:
+    print(stop)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process there")
+def test_ctrl_c_in_the_first_seconds_keeps_the_steps_that_were_made(tmp_path, run_python):
+    state = tmp_path / "state.safetensors"
+    result = run_python("-c", INTERRUPTED, helpers.ROOT / "tests", state)
+    assert result.stdout.strip() == f"stopped after step 12 of {RECIPE['steps']}", result.stderr
+    steps = itertools.count()
+
+    def counted(model, x, y):
+        next(steps)
+        return squared_error(model, x, y)
+
+    resumed, _ = tiny_fit(state, counted)
+    assert next(steps) == RECIPE["steps"] - 12
+    assert torch.equal(resumed.weight, tiny_fit()[0].weight)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGINT)
+
+    def loss(model, x, y):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second one was noted too")
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(loss=loss)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such modes there")
+def test_a_state_can_be_read_by_others(tmp_path):
+    tiny_fit(tmp_path / "state.safetensors", steps=2)
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "state.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch, saved_at_every_step):
+    state = tmp_path / "state.safetensors"
+    write_bytes, writes = Path.write_bytes, itertools.count()
+
+    def full(path, content):
+        if next(writes) == 5:
+            raise OSError(errno.ENOSPC, "no space left")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        tiny_fit(state)
+    monkeypatch.undo()
+    assert torch.equal(tiny_fit(state)[0].weight, tiny_fit()[0].weight)

@@ -98,3 +98,15 @@ def test_show_3d_explains_wrong_input(shown, arguments, message):
     with pytest.raises(ValueError, match=message):
         helpers.show_3d(*arguments)
     assert shown == []
+
+
+def test_names_may_be_an_array_and_anything(shown):
+    helpers.show_3d(["C", "CC"], names=np.array(["<!--<script>", '"&'], dtype=object))
+    page = shown[0][0]["text/html"]
+    assert '<option value="0">&lt;!--&lt;script&gt;</option>' in page and "<!--" not in page
+    assert "&lt;!--&lt;script&gt;" in re.search(r'<img alt="([^"]*)"', page)[1]
+
+
+def test_a_molecule_that_is_too_large(shown):
+    with pytest.raises(ValueError, match="a SMILES of 5,000 letters"):
+        helpers.show_3d("C" * 5000)

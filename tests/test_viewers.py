@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -188,3 +189,36 @@ def test_figures_made_by_code():
         assert [axes.get_ylabel() for axes in figure.axes] == ["strictly valid, %", "FCD"]
     for name in ("course_map", "graph_ddpm_curve", "latent_diffusion_curve"):
         assert (helpers.ROOT / "figs" / f"{name}.png").is_file(), "make it: python helpers.py figures"
+
+
+@pytest.mark.parametrize("name", ["token_vae", "nonsense", "property_oracle", 3])
+def test_a_curve_that_there_is_not(name):
+    with pytest.raises(
+        ValueError, match=f"no curve of validity and FCD for {name!r}; there are some of diffusion_prior"
+    ):
+        helpers.training_curve(name)
+
+
+def test_tables_of_pandas_are_taken(shown):
+    helpers.show_grid(pd.Series(["C", "CC"]), legends=pd.Series([1.5, 2.5]))
+    check_picture(*shown[0], alt="2D structures of C, CC")
+    helpers.show_map(np.zeros((2, 2)), pd.Series([1, 2]), pd.Series(["C", "CC"], index=[7, 8]), "x")
+    check_picture(*shown[1], alt="Map of 2 molecules")
+
+
+@pytest.mark.parametrize(
+    "show, message",
+    [
+        (lambda: helpers.show_map([[0, 0]], [1], ["C1CC"], "x"), "'C1CC' cannot be drawn"),
+        (lambda: helpers.show_map([[0, 0]], [1], "C", "x"), r"show_map\('C'\): expected a list of SMILES"),
+        (lambda: helpers.show_grid(["C" * 5000]), "a SMILES of 5,000 letters"),
+        (
+            lambda: helpers.show_grid([Chem.MolFromSmiles("C" * 499 + "." + "C" * 499)]),
+            "998 atoms: this course draws at",
+        ),
+    ],
+)
+def test_more_wrong_pictures_are_explained(shown, show, message):
+    with pytest.raises(ValueError, match=message):
+        show()
+    assert shown == []

@@ -1,0 +1,43 @@
+"""What every room asks of its arguments: counts, seeds, lists; and how much of a wrong one an error message quotes."""
+
+import numpy as np
+import torch
+
+
+def quoted(value, limit=100):
+    """A value as an error message shows it: its repr, of which at most `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def check_count(name, value):
+    """Raises: ValueError unless `value`, the argument called `name`, is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}={quoted(value)}: expected a whole number of at least 1")
+
+
+def check_seed(value):
+    """Raises: ValueError unless `value` is a whole number from 0 to 2**32 - 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**32:
+        raise ValueError(f"seed={quoted(value)}: expected a whole number from 0 to {2**32 - 1}")
+
+
+def check_smiles_list(name, values):
+    """The values as a list. Raises: ValueError for one text, which would be read letter by letter, and for a table.
+
+    Args: name: of the function that was given them.
+    """
+    if isinstance(values, str):
+        raise ValueError(f"{name}({quoted(values)}): expected a list of SMILES; wrap a single one in [ ]")
+    if hasattr(values, "columns") or isinstance(values, dict):
+        raise ValueError(f"{name} got a table: expected a list of SMILES; pass its column, such as table['smiles']")
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(f"{name}({quoted(values)}): expected a list of SMILES") from None
+
+
+def check_finite(name, *tensors):
+    """Raises: ValueError where one of the tensors, together called `name`, holds NaN or infinite values."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError(f"{name}: NaN or infinite values; weights, latents or vectors are damaged")
