@@ -368,6 +368,15 @@ def test_pages_name_only_files_that_exist(path):
     assert [name for name in sorted(named - placeholders) if not (helpers.ROOT / name).exists()] == []
 
 
+def test_every_promise_is_kept_by_a_test():
+    page = (helpers.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (`test_.+?) \|$", page, re.M)
+    assert len(rows) >= 10
+    tests = "".join(path.read_text(encoding="utf-8") for path in (helpers.ROOT / "tests").glob("test_*.py"))
+    promised = [name for _, names in rows for name in re.findall(r"`(\w+)`", names)]
+    assert [name for name in promised if f"def {name}(" not in tests] == []
+
+
 def test_pages_hold_no_placeholder():
     leftovers = re.compile(r"\b(TODO|FIXME|TBD|XXX|RESULTS_TABLE)\b")
     assert [path.name for path in PAGES if leftovers.search(path.read_text(encoding="utf-8"))] == []
