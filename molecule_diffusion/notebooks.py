@@ -1,7 +1,9 @@
 """The notebooks as files: the set-up check, running and saving one clean, repeating a study."""
 
 import importlib.metadata
+import math
 import platform
+import queue
 import re
 import time
 from pathlib import Path
@@ -58,8 +60,14 @@ def run_notebook(path):
     path = Path(path)
     notebook = nbformat.read(path, as_version=4)
     settings = dict(timeout=300, kernel_name="python3", coalesce_streams=True)
+    client = NotebookClient(notebook, **settings, resources={"metadata": {"path": path.parent}})
+
+    def ask_often(notebook):
+        client.kc.shell_channel.get_msg = asked_often(client.kc.shell_channel.get_msg)
+
+    client.on_notebook_start = ask_often
     started = time.perf_counter()
-    NotebookClient(notebook, **settings, resources={"metadata": {"path": path.parent}}).execute()
+    client.execute()
     seconds = time.perf_counter() - started
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -70,6 +78,26 @@ def run_notebook(path):
         nbformat.write(notebook, part)
     print(f"{path.name}: ran in {seconds:.0f} s, {path.stat().st_size / 1e6:.2f} MB")
     return seconds
+
+
+def asked_often(get_msg, seconds=1):
+    """A channel's `get_msg` that looks for a message again every few seconds until its timeout.
+
+    While nbclient waits for the end of a cell it also answers widgets through the same channel, and may then not notice
+    the message that it waits for before the timeout of the cell (nbclient's issue 312).
+    """
+
+    async def get_msg_often(timeout=None):
+        left = math.inf if timeout is None else timeout
+        while True:
+            try:
+                return await get_msg(timeout=min(seconds, left))
+            except queue.Empty:
+                left -= seconds
+                if left <= 0:
+                    raise
+
+    return get_msg_often
 
 
 def _static_output(output):

@@ -1,7 +1,9 @@
 """The set-up check, running and saving notebooks, repeating studies."""
 
+import asyncio
 import importlib.metadata
 import json
+import queue
 import re
 import tomllib
 
@@ -93,6 +95,25 @@ def test_a_notebook_is_saved_without_what_needs_a_kernel(tmp_path):
     assert {o.get("text", o.get("data", {}).get("text/plain")) for o in text} == {"a warning\n", "and text\n", "2"}
     assert network[0].text == "network is blocked in tests\n"
     assert "your code stopped at line 2, `return atoms.nothing`, with AttributeError" in crash[0].text
+
+
+def test_a_message_that_came_unnoticed_is_found_at_the_next_look():
+    """As with widgets, where nbclient may wait for its whole timeout although the message is there."""
+    timeouts = []
+
+    async def deaf_at_first(timeout):
+        timeouts.append(timeout)
+        if len(timeouts) < 3:
+            raise queue.Empty
+        return "message"
+
+    assert asyncio.run(notebooks.asked_often(deaf_at_first)(timeout=300)) == "message"
+    assert timeouts == [1, 1, 1]
+    assert asyncio.run(notebooks.asked_often(deaf_at_first)(timeout=None)) == "message"
+    timeouts.clear()
+    with pytest.raises(queue.Empty):
+        asyncio.run(notebooks.asked_often(deaf_at_first)(timeout=1.5))
+    assert timeouts == [1, 0.5]
 
 
 def test_a_failing_notebook_is_left_alone(tmp_path):
