@@ -41,22 +41,26 @@ def load_pipeline(name, folder=CHECKPOINTS):
     folder = Path(folder)
     path = folder / name
     remedy = f"restore it (git checkout -- data/checkpoints/{name}) or train it: python helpers.py train {name}"
-    is_plain = name not in ("", "..") and Path(name).name == name
+    remedy = remedy if len(name) <= 100 else "look at its name"
+    is_plain = name not in ("", "..") and Path(name).name == name and len(name) <= 100
     if is_plain:
         recover(path)
     if not is_plain or not path.is_dir():
         there = ", ".join(sorted(card.parent.name for card in folder.glob("*/card.json")))
-        raise FileNotFoundError(f"no checkpoint {name!r}; here are: {there or 'none'}. If there was one, {remedy}")
+        raise FileNotFoundError(f"no checkpoint {quoted(name)}; here are: {there or 'none'}. If it was here, {remedy}")
     card = _read_card(path, remedy)
     try:
         with torch.random.fork_rng(devices=[]):  # networks are filled with random numbers before their weights come
             pipe = _from_pretrained(path)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"checkpoint {name} does not fit this code ({str(error).splitlines()[0]}); {remedy}") from None
+    except (RuntimeError, ValueError, OSError, LookupError, TypeError) as error:
+        said = f"{error}".splitlines()[0][:200]
+        raise ValueError(f"checkpoint {name} does not fit this code ({said}); {remedy}") from None
     for key, network in networks(pipe).items():
         unlike = _unlike_weights(path / key / WEIGHTS, network)
         if unlike:
             raise ValueError(f"checkpoint {name} does not fit this code (unlike in {key}: {unlike[0]}, …); {remedy}")
+        if not all(parameter.isfinite().all() for parameter in network.parameters()):
+            raise ValueError(f"checkpoint {name} holds NaN or infinite weights in {key}; {remedy}")
         network.eval().requires_grad_(False)
     pipe.card = card
     return pipe
@@ -74,6 +78,8 @@ def _read_card(path, remedy):
             raise ValueError(f"{name}/{strange[0]} is not of this checkpoint: card.json has no SHA-256 of it; {remedy}")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"checkpoint {name}: {Path(error.filename).name} is missing; {remedy}") from None
+    except IsADirectoryError as error:
+        raise ValueError(f"checkpoint {name}: {Path(error.filename).name} is a folder; {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {name}: card.json is damaged ({error}); {remedy}") from None
     return card

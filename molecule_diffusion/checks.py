@@ -22,6 +22,20 @@ def check_seed(value):
         raise ValueError(f"seed={quoted(value)}: expected a whole number from 0 to {2**32 - 1}")
 
 
+def check_number(name, value, expected, accepts):
+    """The value as a float. Raises: ValueError unless it is one number that `accepts` says yes to.
+
+    Args: name: of the argument; expected: what is accepted, in words; accepts: function of a float.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several numbers
+        raise ValueError(f"{name}={quoted(value)}: expected {expected}") from None
+    if not accepts(number):
+        raise ValueError(f"{name}={quoted(value)}: expected {expected}")
+    return number
+
+
 def check_smiles_list(name, values):
     """The values as a list. Raises: ValueError for one text, which would be read letter by letter, and for a table.
 

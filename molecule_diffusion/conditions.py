@@ -75,6 +75,13 @@ def save_conditions(h5, csv, data, table):
     h5, csv = Path(h5), Path(csv)
     if len(data) != len(table):
         raise ValueError(f"{len(data)} sequences and {len(table)} rows: expected as many of each, in one order")
+    if h5.resolve() == csv.resolve() or h5.is_dir() or csv.is_dir():
+        raise ValueError(f"{h5.name} and {csv.name}: expected the paths of two different files, none of them a folder")
+    data = _checked_sequences("the data to save", np.asarray(data))
+    _check_columns("the table to save", table)
+    for column in ("type", "part"):
+        if table[column].isna().any() or (table[column] == "").any():
+            raise ValueError(f"the table to save holds a row without a {column}")
     text = table.to_csv(index=False).encode()
     buffer = io.BytesIO()  # in memory first: h5py ends the whole process where a disk is full
     with h5py.File(buffer, "w") as file:
@@ -131,23 +138,33 @@ def _read_sequences(path):
             fingerprint = file.attrs.get(_TABLE_SHA256)
     except OSError as error:
         raise ValueError(f"{path.name} is not a complete HDF5 file ({error})") from None
+    return _checked_sequences(f"`data` of {path.name}", data), fingerprint
+
+
+def _checked_sequences(name, data):
+    """One-hot sequences as uint8 (N, 1, length, width). Raises: ValueError for what is none."""
     if data.ndim != 4 or data.shape[1] != 1 or 0 in data.shape:
-        raise ValueError(f"`data` of {path.name} has shape {data.shape}; expected (N, 1, length, width)")
+        raise ValueError(f"{name} has shape {data.shape}; expected (N, 1, length, width)")
     if data.dtype.kind not in "biuf" or not (((data == 0) | (data == 1)).all() and (data.sum(-1) == 1).all()):
-        raise ValueError(f"`data` of {path.name} is not one-hot: expected 0 and 1, one 1 in each row of width")
-    return data.astype(np.uint8), fingerprint
+        raise ValueError(f"{name} is not one-hot: expected 0 and 1, one 1 in each row of width")
+    return data.astype(np.uint8)
 
 
 def _read_table(path):
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        categories = {"type": str, "part": str}  # as they are written: 007 is not 7
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=categories)
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path.name} cannot be read as CSV ({error})") from None
-    if missing := {"type", "part"} - set(table):
-        raise ValueError(f"{path.name} has the columns {', '.join(table)}; it lacks {', '.join(sorted(missing))}")
+    _check_columns(path.name, table)
     return table
+
+
+def _check_columns(name, table):
+    if missing := {"type", "part"} - set(table):
+        raise ValueError(f"{name} has the columns {', '.join(map(str, table))}; it lacks {', '.join(sorted(missing))}")
 
 
 def _categories(path, table, column, known):
@@ -204,6 +221,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         values = torch.tensor(table[list(self.config.targets)].to_numpy(np.float32))
         if not values.isfinite().all():
             raise ValueError(f"NaN or infinite values among the targets {', '.join(self.config.targets)}")
+        if len(values) < 2 or (values.std(0) == 0).any():
+            raise ValueError(f"a target that is the same in all {len(values)} rows; expected targets that differ")
         self.mean.copy_(values.mean(0))
         self.std.copy_(values.std(0))
         self.low.copy_(values.amin(0))

@@ -355,6 +355,8 @@ def obedience(output, condition):
     Args: output: MoleculeOutput of N molecules; condition: dict with type or part or both: a name, or N names.
     Returns: dict with type_obeyed (a share of the valid ones, averaged over classes), type_by_class, and so for part.
     """
+    if unknown := sorted(map(str, condition.keys() - {"type", "part", "gap", "mu", "logP", "QED"})):
+        raise ValueError(f"unknown condition {quoted(unknown[0])}; obedience is counted for type and part")
     valid, found, result = output.valid, describe(output.valid_smiles), {}
     for key, known in (("type", TYPES), ("part", PARTS)):
         if condition.get(key) is None:

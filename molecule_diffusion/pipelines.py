@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, HeunDiscre
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from molecule_diffusion.checks import check_count, check_smiles_list, quoted
+from molecule_diffusion.checks import check_count, check_number, check_smiles_list, quoted
 from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdict
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
@@ -55,7 +55,9 @@ class MoleculePipeline(DiffusionPipeline):
         Together they are the molecules that one call with the same generator and batch size returns.
         Args: as of the call. What is given for each molecule (latents, the values of a condition) is given for all.
         """
-        for batch in self.batches(num_molecules, batch_size):
+        check_count("num_molecules", num_molecules)
+        check_count("batch_size", batch_size)
+        for batch in _slices(num_molecules, batch_size):
             own = {name: _part_of(value, batch) for name, value in arguments.items()}
             yield self(batch.stop - batch.start, batch_size=batch_size, generator=generator, **own)
 
@@ -63,8 +65,7 @@ class MoleculePipeline(DiffusionPipeline):
         """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
         check_count("num_molecules", num_molecules)
         check_count("batch_size", batch_size)
-        starts = range(0, num_molecules, batch_size)
-        return [slice(start, min(start + batch_size, num_molecules)) for start in starts]
+        return list(_slices(num_molecules, batch_size))
 
     def noise(self, batch, shape, generator):
         """Standard normal noise for one batch: (molecules, *shape)."""
@@ -128,7 +129,7 @@ class MoleculePipeline(DiffusionPipeline):
         if returned is None:  # it only looked on
             return latents
         if not isinstance(returned, dict):
-            raise ValueError(f'the callback returned {returned!r}: expected {{"latents": …}}, or nothing')
+            raise ValueError(f'the callback returned {quoted(returned)}: expected {{"latents": …}}, or nothing')
         changed = returned.get("latents", latents)
         if changed.shape != latents.shape:
             raise ValueError(
@@ -149,11 +150,17 @@ class MoleculePipeline(DiffusionPipeline):
         return MoleculeOutput(smiles, np.concatenate(atoms), np.concatenate(bonds), torch.cat(latents))
 
 
+def _slices(num_molecules, batch_size):
+    """The slices of 0 .. num_molecules - 1, one after the other, for there may be very many."""
+    for start in range(0, num_molecules, batch_size):
+        yield slice(start, min(start + batch_size, num_molecules))
+
+
 def _part_of(value, batch):
     """What a batch, a slice of all molecules, gets of an argument: its part of a tensor or of a dict's sequences."""
     if isinstance(value, dict):
         return {key: _part_of(entry, batch) for key, entry in value.items()}
-    is_for_each = hasattr(value, "__len__") and not isinstance(value, str)
+    is_for_each = np.ndim(value) > 0 and not isinstance(value, str)
     return value[batch] if is_for_each else value
 
 
@@ -306,12 +313,13 @@ class LatentDiffusionPipeline(MoleculePipeline):
         return self.scheduler.add_noise(z, noise, timesteps[:1].expand(len(z)))
 
     def _check_start(self, latents, strength, num_molecules):
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength}: expected 0 (nothing is changed) to 1 (from noise)")
+        check_number("strength", strength, "0 (nothing is changed) to 1 (from noise)", lambda share: 0 <= share <= 1)
         if latents is None:
             if strength != 1:
                 raise ValueError(f"strength={strength} without latents: give the molecules to vary, latents=…")
             return
+        if not torch.is_tensor(latents):
+            raise ValueError(f"latents={quoted(latents)}: expected a tensor, such as an output's latents")
         shape = (num_molecules, MAX_ATOMS, self.vae.config.latent_dim)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: expected {shape}, one for each molecule")
@@ -363,10 +371,8 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
 
         Returns: MoleculeOutput.
         """
-        if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(
-                f"guidance_scale={guidance_scale}: expected 0 or more; to steer away, use negative_condition"
-            )
+        expected = "0 or more; to steer away, use negative_condition"
+        guidance_scale = check_number("guidance_scale", guidance_scale, expected, lambda scale: 0 <= scale < np.inf)
         self.batches(num_molecules, batch_size)  # refuses wrong counts
         self._guidance_scale = guidance_scale
         self._asked = self.encoder(condition, num_molecules).to(self.device)
@@ -402,6 +408,7 @@ class PropertyOraclePipeline(DiffusionPipeline):
 
         oracle = self.oracle
         smiles = check_smiles_list("the oracle", smiles)
+        check_count("batch_size", batch_size)
         atoms, bonds = map(torch.from_numpy, to_graphs(smiles))
         values = [oracle.mean.new_zeros(0, len(oracle.mean))]
         for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):

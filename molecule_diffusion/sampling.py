@@ -57,9 +57,11 @@ def sample_to_file(name, num_molecules, path, seed=0, **arguments):
     path = Path(path)
     if path.suffix not in WRITERS:
         raise ValueError(f"{path.name}: expected a file that ends in {', '.join(WRITERS)}")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = _process()
     if world > 1:
         path = path.with_stem(f"{path.stem}-{rank + 1}-of-{world}")
+    if path.is_dir():
+        raise ValueError(f"{path.name} is a folder; expected the name of a file")
     if path.exists():
         raise ValueError(f"{path.name} is there already; delete it, or choose another name")
     pipe = load_pipeline(name)
@@ -77,6 +79,14 @@ def sample_to_file(name, num_molecules, path, seed=0, **arguments):
         raise KeyboardInterrupt(f"stopped after {unfinished.drawn:,} molecules; the same call goes on there") from None
     unfinished.finish()
     return Sampled(path, unfinished.drawn, unfinished.written)
+
+
+def _process():
+    """Which of how many processes this is, by the variables that `accelerate launch` sets."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: expected process RANK, from 0, of WORLD_SIZE")
+    return int(rank), int(world)
 
 
 def _check_arguments(pipe, name, arguments):
@@ -119,17 +129,20 @@ class Unfinished:
         remedy = f"delete {self.record.name} and {self.content.name}, or choose another name"
         try:
             progress = read_json(self.record)
-            if progress["call"] != self.call:
-                raise ValueError(f"{self.path.name} was begun by another call, {quoted(progress['call'])}; {remedy}")
-            self.batches, self.drawn, self.written, self.bytes = (
-                progress[key] for key in ("batches", "drawn", "written", "bytes")
-            )
-            with open(self.content, "r+b") as file:
-                if file.seek(0, os.SEEK_END) < self.bytes:
-                    raise ValueError(f"{self.content.name} is shorter than {self.record.name} says; {remedy}")
-                file.truncate(self.bytes)  # a batch that was not recorded as whole
-        except (KeyError, TypeError, OSError) as error:
+            call = progress["call"]
+            counts = [progress[key] for key in ("batches", "drawn", "written", "bytes")]
+            for count in counts:
+                if type(count) is not int or count < 0:
+                    raise TypeError(f"{count!r} is no count")
+            length = self.content.stat().st_size
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"{self.path.name} cannot be continued ({error!r}); {remedy}") from None
+        if call != self.call:
+            raise ValueError(f"{self.path.name} was begun by another call, {quoted(call)}; {remedy}")
+        self.batches, self.drawn, self.written, self.bytes = counts
+        if length < self.bytes or not self.content.is_file():
+            raise ValueError(f"{self.content.name} is shorter than {self.record.name} says; {remedy}")
+        os.truncate(self.content, self.bytes)  # a batch that was not recorded as whole
 
     def add(self, text, drawn, written):
         """Append a batch. It counts from the moment at which the record names it."""

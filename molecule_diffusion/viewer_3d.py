@@ -12,6 +12,7 @@ from molecule_diffusion.drawing import ATOM_COLOURS, as_mol, figure_png, show_bu
 from molecule_diffusion.files import DATA
 
 SCRIPT = DATA / "3Dmol" / "3Dmol-2.5.5-min.js.gz"
+MOST_ATOMS = 60  # heavy atoms whose geometry is guessed; RDKit takes seconds for these, hours for hundreds
 STYLE = {"stick": {"radius": 0.12}, "sphere": {"scale": 0.25}}
 
 
@@ -56,6 +57,8 @@ def with_geometry(molecule):
     mol = as_mol(molecule)
     if mol.GetNumConformers() and mol.GetConformer().Is3D():
         return mol
+    if mol.GetNumAtoms() > MOST_ATOMS:
+        raise ValueError(f"a molecule of {mol.GetNumAtoms()} atoms: a geometry is guessed for at most {MOST_ATOMS}")
     mol = Chem.AddHs(mol)
     for attempt in ({}, {"useRandomCoords": True, "useExpTorsionAnglePrefs": False, "useBasicKnowledge": False}):
         if AllChem.EmbedMolecule(mol, randomSeed=0, **attempt) == 0:

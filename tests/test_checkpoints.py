@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shared import GENERATORS, SCHEDULES, draw, untrained
 
 import helpers
@@ -109,7 +110,7 @@ class Trap:
 @pytest.mark.parametrize(
     "damage, error, message",
     [
-        (shutil.rmtree, FileNotFoundError, "no checkpoint 'token_vae'; here are: none. If there was one"),
+        (shutil.rmtree, FileNotFoundError, "no checkpoint 'token_vae'; here are: none. If it was here"),
         (lambda f: (f / "card.json").unlink(), FileNotFoundError, "card.json is missing"),
         (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "diffusion_pytorch_model.safetensors is missing"),
         (flip_byte, ValueError, "token_vae/vae/diffusion_pytorch_model.safetensors is damaged: its SHA-256"),
@@ -387,3 +388,30 @@ def test_settings_that_would_change_the_meaning_of_weights_are_refused(tmp_path,
 def test_a_name_is_a_text(name):
     with pytest.raises(ValueError, match="expected a text, such as 'latent_diffusion'"):
         helpers.load_pipeline(name)
+
+
+def nan_weights(folder):
+    tensors = load_file(folder / WEIGHTS)
+    next(iter(tensors.values())).fill_(torch.nan)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    hash_again(folder)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (nan_weights, "token_vae holds NaN or infinite weights in vae"),
+        (with_index('{"_class_name": "TokenVAEPipeline", "vae": []}'), "does not fit this code"),
+        (with_config(width="a"), "does not fit this code"),
+    ],
+)
+def test_more_damage_is_refused_with_a_remedy(copy, damage, message):
+    damage(copy)
+    with pytest.raises(ValueError, match=message + ".*train it: python helpers.py train token_vae"):
+        helpers.load_pipeline("token_vae", copy.parent)
+
+
+def test_a_very_long_name_is_quoted_in_part():
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'xxx") as error:
+        helpers.load_pipeline("x" * 5000)
+    assert len(str(error.value)) < 400

@@ -238,3 +238,38 @@ def test_any_kind_of_number_is_a_wish(encoder, gap):
 def test_a_wish_is_a_dict(encoder, condition):
     with pytest.raises(ValueError, match="expected a dict with any of type, part, gap, mu, logP, QED"):
         encoder(condition, 2)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda h5, csv, data, table: (h5, h5, data, table), "expected the paths of two different files"),
+        (lambda h5, csv, data, table: (h5, h5.parent, data, table), "none of them a folder"),
+        (lambda h5, csv, data, table: (h5, csv, data * 0, table), "the data to save is not one-hot"),
+        (lambda h5, csv, data, table: (h5, csv, data[:, 0], table), "the data to save has shape"),
+        (lambda h5, csv, data, table: (h5, csv, data, table.drop(columns="part")), "it lacks part"),
+        (lambda h5, csv, data, table: (h5, csv, data, table.assign(type=None)), "a row without a type"),
+        (lambda h5, csv, data, table: (h5, csv, data, table.assign(part="")), "a row without a part"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(files, qm9, change, message):
+    before = [path.read_bytes() for path in files]
+    rows = qm9.test[6:12]
+    data = helpers.graph_sequence(qm9.atoms[rows], qm9.bonds[rows])
+    with pytest.raises(ValueError, match=message):
+        helpers.save_conditions(*change(*files, data, helpers.condition_table(qm9, rows)))
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_categories_stay_as_they_are_written(tmp_path):
+    data = np.eye(5)[np.zeros((3, 4), int)][:, None]
+    table = pd.DataFrame({"type": ["007", "1e3", "1.0"], "part": ["true", "08", "1"]})
+    helpers.save_conditions(tmp_path / "a.h5", tmp_path / "a.csv", data, table)
+    loaded = helpers.load_conditions(tmp_path / "a.h5", tmp_path / "a.csv")
+    assert loaded.table["type"].tolist() == ["007", "1e3", "1.0"] and loaded.parts == ["08", "1", "true"]
+
+
+def test_targets_must_differ():
+    table = pd.DataFrame({name: [1.0, 1.0] for name in helpers.CONDITION_TARGETS})
+    with pytest.raises(ValueError, match="a target that is the same in all 2 rows"):
+        helpers.ConditionEncoder().set_targets(table)

@@ -318,3 +318,8 @@ def test_the_table_as_text():
     lines = evaluation.text_table(rows).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert lines[1].startswith("training molecules  1,000    100.0")
+
+
+def test_obedience_knows_its_keys():
+    with pytest.raises(ValueError, match="unknown condition 'Type'; obedience is counted for type and part"):
+        helpers.obedience(helpers.MoleculeOutput(["CCO"], None, None, None), {"Type": "ester"})

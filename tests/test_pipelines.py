@@ -448,3 +448,26 @@ def test_damaged_weights_give_an_error_and_not_nine_carbons(name):
             parameter.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN or infinite values; weights, latents or vectors are damaged"):
         draw(pipe, 3)
+
+
+@pytest.mark.parametrize("strength", [None, "half", [0.5]])
+def test_strength_is_one_number(strength):
+    with pytest.raises(ValueError, match="strength=.*: expected 0 .nothing is changed. to 1"):
+        untrained("latent_diffusion")(2, latents=torch.zeros(2, 9, 8), strength=strength)
+
+
+@pytest.mark.parametrize("latents", [np.zeros((2, 9, 8)), [[0.0]]])
+def test_latents_are_a_tensor(latents):
+    with pytest.raises(ValueError, match="expected a tensor, such as an output's latents"):
+        untrained("latent_diffusion")(2, latents=latents)
+
+
+def test_a_stream_of_very_many_begins_at_once():
+    first = next(untrained("token_vae").stream(10**15, batch_size=2))
+    assert len(first) == 2
+
+
+def test_a_long_answer_of_a_callback_is_quoted_in_part():
+    with pytest.raises(ValueError, match="the callback returned tensor") as error:
+        draw(untrained("graph_ddpm"), 5, callback_on_step_end=lambda *_: torch.rand(5, 189), num_inference_steps=2)
+    assert len(str(error.value)) < 250

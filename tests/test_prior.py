@@ -112,3 +112,21 @@ def test_the_oracle_is_right_about_test_molecules(qm9):
     for name, spread in (("gap", 0.35), ("mu", 0.7)):
         assert np.abs(found[name] - qm9.target(name)[rows]).mean() < spread
     assert oracle([]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("scale", [None, "two", np.array([1.0, 2.0]), torch.ones(2)])
+def test_guidance_is_one_number(pipe, scale):
+    with pytest.raises(ValueError, match="guidance_scale=.*: expected 0 or more"):
+        draw(pipe, {"type": "ester"}, scale)
+
+
+def test_a_stream_takes_what_the_call_takes(pipe):
+    wish = {"type": "ester", "gap": torch.tensor(6.0)}
+    outputs = pipe.stream(4, batch_size=3, condition=wish, guidance_scale=torch.tensor(2.0), num_inference_steps=2)
+    assert [len(output) for output in outputs] == [3, 1]
+
+
+@pytest.mark.parametrize("size", [0, -1, True, None])
+def test_the_oracles_batches_are_counted(size):
+    with pytest.raises(ValueError, match=f"batch_size={size!r}: expected a whole number of at least 1"):
+        helpers.load_pipeline("property_oracle")(["CCO"], batch_size=size)

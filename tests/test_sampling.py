@@ -161,7 +161,7 @@ def test_files_that_are_there_are_never_overwritten(tmp_path, small):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda record, content: record.write_text("{"), "cannot be continued|Expecting"),
+        (lambda record, content: record.write_text("{"), "a.smi cannot be continued"),
         (lambda record, content: record.write_text("{}"), "a.smi cannot be continued"),
         (lambda record, content: record.write_text("[]"), "a.smi cannot be continued"),
         (lambda record, content: content.unlink(), "a.smi cannot be continued"),
@@ -194,3 +194,27 @@ def test_stream_is_the_same_molecules(monkeypatch):
     assert [len(part) for part in parts] == [3, 3, 1]
     assert torch.equal(torch.cat([part.latents for part in parts]), whole.latents)
     assert sum((part.smiles for part in parts), []) == whole.smiles
+
+
+@pytest.mark.parametrize("rank, world", [("5", "2"), ("x", "2"), ("-1", "2"), ("0", "0")])
+def test_processes_that_there_are_not(tmp_path, monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=f"RANK={rank} and WORLD_SIZE={world}: expected process RANK"):
+        sampling.sample_to_file("token_vae", 5, tmp_path / "a.smi")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("batches", ["a", -1, 1.5, None, True])
+def test_a_record_that_makes_no_sense(tmp_path, small, batches):
+    counts = {"batches": batches, "drawn": 20, "written": 20, "bytes": 0}
+    (tmp_path / "a.smi.progress.json").write_text(json.dumps({"call": {}, **counts}))
+    (tmp_path / "a.smi.unfinished").write_text("")
+    with pytest.raises(ValueError, match="a.smi cannot be continued .*delete a.smi.progress.json"):
+        sampling.sample_to_file("token_vae", 100, tmp_path / "a.smi")
+
+
+def test_a_folder_is_not_said_to_be_deleted(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(ValueError, match="a.csv is a folder; expected the name of a file"):
+        sampling.sample_to_file("token_vae", 5, tmp_path / "a.csv")

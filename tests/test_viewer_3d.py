@@ -110,3 +110,8 @@ def test_names_may_be_an_array_and_anything(shown):
 def test_a_molecule_that_is_too_large(shown):
     with pytest.raises(ValueError, match="a SMILES of 5,000 letters"):
         helpers.show_3d("C" * 5000)
+
+
+def test_no_geometry_is_guessed_for_a_giant(shown):
+    with pytest.raises(ValueError, match="a molecule of 400 atoms: a geometry is guessed for at most 60"):
+        helpers.show_3d("C" * 400)
