@@ -36,20 +36,15 @@ def read_smiles(smiles, sanitize=True):
     """
     if not isinstance(smiles, str):
         raise ValueError(f"{quoted(smiles)}: expected a SMILES, a text")
-    check_length(smiles)
+    if len(smiles) > MAX_SMILES_LENGTH:
+        raise ValueError(
+            f"a SMILES of {len(smiles):,} letters, {quoted(smiles, 40)}: this course reads at most {MAX_SMILES_LENGTH}"
+        )
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles, sanitize=sanitize)
     if mol is None or "[" not in smiles:  # labels stand in brackets
         return mol
     return without_labels(mol, sanitize)
-
-
-def check_length(smiles):
-    """Raises: ValueError for a text that is too long to be given to RDKit."""
-    if len(smiles) > MAX_SMILES_LENGTH:
-        raise ValueError(
-            f"a SMILES of {len(smiles):,} letters, {quoted(smiles, 40)}: this course reads at most {MAX_SMILES_LENGTH}"
-        )
 
 
 def without_labels(mol, sanitize=True):

@@ -232,6 +232,12 @@ def show_loss(history, title="training loss"):
     )
 
 
+def _names_of_curves():
+    """The checkpoints that data/results has a curve of validity and FCD for."""
+    curves = {path.stem.removesuffix("_curve"): read_json(path) for path in sorted(RESULTS.glob("*_curve.json"))}
+    return [name for name, entries in curves.items() if "fcd" in entries[0]]
+
+
 def training_curve(name):
     """Validity and FCD against training time, from data/results/NAME_curve.json, as a matplotlib figure."""
     from matplotlib import pyplot as plt
@@ -239,9 +245,8 @@ def training_curve(name):
     path = RESULTS / f"{name}_curve.json"
     entries = read_json(path) if path.exists() else []
     if not entries or "fcd" not in entries[0]:
-        drawn = [path.name.removesuffix("_curve.json") for path in sorted(RESULTS.glob("*_curve.json"))]
-        drawn = [name for name in drawn if "fcd" in read_json(RESULTS / f"{name}_curve.json")[0]]
-        raise ValueError(f"no curve of validity and FCD for {quoted(name)}; there are some of {', '.join(drawn)}")
+        drawn = ", ".join(_names_of_curves())
+        raise ValueError(f"no curve of validity and FCD for {quoted(name)}; there are some of {drawn}")
     minutes = [entry["seconds"] / 60 for entry in entries]
     fig, panels = plt.subplots(1, 2, figsize=(9, 2.8))
     for axes, key, label, colour in zip(panels, ("valid", "fcd"), ("strictly valid, %", "FCD"), ("green", "red")):
@@ -314,9 +319,8 @@ def _edge_of_box(start, target):
 def make_figures():
     """Write figs/course_map.png and the curve of every generator that data/results has one of."""
     figures = {"course_map": course_map()}
-    for path in sorted(RESULTS.glob("*_curve.json")):
-        if "fcd" in read_json(path)[0]:
-            figures[path.stem] = training_curve(path.stem.removesuffix("_curve"))
+    for name in _names_of_curves():
+        figures[f"{name}_curve"] = training_curve(name)
     for name, fig in figures.items():
         with atomic(ROOT / "figs" / f"{name}.png") as part:
             part.write_bytes(figure_png(fig))
