@@ -174,6 +174,10 @@ def mask_bonds(atoms, bonds):
 
 def matrix_from_pairs(pairs):
     """Symmetric matrices from the values of their 36 pairs i < j. Shapes: (..., 36) -> (..., 9, 9); numpy or torch."""
+    if pairs.ndim == 0 or pairs.shape[-1] != len(PAIRS[0]):
+        raise ValueError(
+            f"pairs of shape {tuple(pairs.shape)}: expected (..., {len(PAIRS[0])}), as pairs_from_matrix makes"
+        )
     shape = (*pairs.shape[:-1], MAX_ATOMS, MAX_ATOMS)
     matrix = pairs.new_zeros(shape) if torch.is_tensor(pairs) else np.zeros(shape, pairs.dtype)
     row, column = PAIRS
@@ -184,12 +188,16 @@ def matrix_from_pairs(pairs):
 
 def pairs_from_matrix(bonds):
     """The 36 entries above the diagonal, row by row. Shapes: (..., 9, 9) -> (..., 36); numpy or torch."""
+    if tuple(bonds.shape[-2:]) != (MAX_ATOMS, MAX_ATOMS):
+        raise ValueError(f"bonds of shape {tuple(bonds.shape)}: expected (..., 9, 9)")
     row, column = PAIRS
     return bonds[..., row, column]
 
 
 def count_hydrogens(atoms, bonds):
     """Hydrogens on each atom: what its bonds leave of its valence C 4, N 3, O 2, F 1. Shapes: (9,), (9, 9) -> (9,)."""
+    if atoms.shape != (MAX_ATOMS,) or bonds.shape != (MAX_ATOMS, MAX_ATOMS):
+        raise ValueError(f"atoms {atoms.shape} and bonds {bonds.shape}: expected (9,) and (9, 9), one molecule")
     return _VALENCES[atoms] - bonds.sum(-1)
 
 

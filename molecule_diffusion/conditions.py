@@ -164,7 +164,10 @@ def _read_table(path):
 
 def _check_columns(name, table):
     if missing := {"type", "part"} - set(table):
-        raise ValueError(f"{name} has the columns {', '.join(map(str, table))}; it lacks {', '.join(sorted(missing))}")
+        columns = quoted(", ".join(map(str, table)))
+        raise ValueError(
+            f"{name} has the columns {columns}; it lacks {', '.join(sorted(missing))}. Columns are separated by commas"
+        )
 
 
 def _categories(path, table, column, known):
@@ -174,6 +177,8 @@ def _categories(path, table, column, known):
     table[column] = table[column].astype(str)
     found = set(table[column])
     known = sorted(found) if known is None else list(known)
+    if strange := [name for name in known if not isinstance(name, str)]:
+        raise ValueError(f"{column}s={quoted(known)}: expected texts, as the CSV file holds them, not {strange[0]!r}")
     if unknown := sorted(found - set(known)):
         raise ValueError(f"{path.name}: unknown {column} {unknown[0]!r}; known ones: {', '.join(known)}")
     return known

@@ -33,6 +33,7 @@ def one_hot_graphs(atoms, bonds):
 
     Shapes: atoms int (B, 9), bonds int (B, 9, 9) -> float (B, 9, 5 + 9·4 = 41).
     """
+    atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
     types = F.one_hot(atoms.long(), len(ATOM_TYPES))
     rows = F.one_hot(bonds.long(), len(BOND_TYPES)).flatten(2)
     return torch.cat([types, rows], -1).float()
@@ -69,6 +70,7 @@ def vector_graph(x):
 
     Raises: ValueError for another shape, and for NaN or infinite values.
     """
+    x = torch.as_tensor(x)
     check_finite("the graph vectors", x)
     atoms, pairs = (part.argmax(-1).to(torch.int8).cpu().numpy() for part in split_vector(x))
     return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))
@@ -111,6 +113,10 @@ def sequence_graph(data):
 
 def align(adjacency, order):
     """Matrices with rows and columns in a new order, each its own. Shapes: (B, 9, 9), (B, 9) -> (B, 9, 9)."""
+    if order.ndim != 2 or adjacency.shape != (*order.shape, order.shape[1]):
+        raise ValueError(
+            f"adjacency {tuple(adjacency.shape)} and order {tuple(order.shape)}: expected (B, 9, 9) and (B, 9)"
+        )
     batch = torch.arange(len(order))[:, None, None]
     return adjacency[batch, order[:, :, None], order[:, None, :]]
 

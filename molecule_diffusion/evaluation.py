@@ -246,6 +246,7 @@ def random_graphs(n, seed=0):
     Takes n training molecules and shuffles the bonds of each among the pairs of its atoms.
     Returns: atoms int8 (n, 9), bonds int8 (n, 9, 9).
     """
+    check_count("n", n)
     qm9 = shared_qm9()
     rng = np.random.default_rng(seed)
     rows = rng.choice(qm9.train, n)
@@ -308,7 +309,7 @@ def make_framing():
 
 
 def results_table(evaluations):
-    """Several evaluations as one HTML table, shares in per cent. Pass what `evaluate` returned."""
+    """Evaluations, a list of them or one, as an HTML table, shares in per cent. Pass what `evaluate` returned."""
     head, *rows = _cells(evaluations)
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for row in rows:
@@ -328,6 +329,8 @@ def text_table(evaluations):
 
 def _cells(evaluations):
     """The cells of a results table, the heading first: a list of rows of texts."""
+    if isinstance(evaluations, Evaluation):
+        evaluations = [evaluations]
     rows = [["", "N", "valid %", "fragmented %", "corrected %", "unique %", "novel %", "FCD"]]
     rows[0] += [f"W({name})" for name in PROPERTIES]
     for score in evaluations:
@@ -388,4 +391,6 @@ def reconstruction_accuracy(vae, atoms, bonds, batch_size=2000):
 
 def exact_match(found, true):
     """Share of sequences found exactly: the largest entry of every row is the true one. Shapes: two (N, 1, L, W)."""
+    if found.shape != true.shape or found.ndim != 4:
+        raise ValueError(f"sequences of shapes {found.shape} and {true.shape}: expected two of one shape (N, 1, L, W)")
     return (found.argmax(-1) == true.argmax(-1)).all((1, 2)).mean()

@@ -101,6 +101,8 @@ def reparameterise(mean, logvar, eps):
 
 def kl_divergence(mean, logvar):
     """KL(N(μ, σ²) ‖ N(0, I)) in nats (appendix B of arXiv:1312.6114). Shapes: two (..., d) -> (...)."""
+    if mean.shape != logvar.shape:
+        raise ValueError(f"mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)}: expected tensors of one shape")
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(-1)
 
 
@@ -231,6 +233,8 @@ def standardise(z):
 
     The scale is the mean standard deviation of the dimensions that carry information (a tenth of the largest).
     """
+    if len(z) < 2:
+        raise ValueError(f"latents of {len(z)} molecules: their spread needs at least 2")
     mean, spread = z.mean(0), z.std(0)
     scale = spread[spread > 0.1 * spread.max()].mean()
     return (z - mean) / scale, mean, scale

@@ -57,6 +57,8 @@ class MoleculePipeline(DiffusionPipeline):
         """
         check_count("num_molecules", num_molecules)
         check_count("batch_size", batch_size)
+        for name, value in arguments.items():
+            _check_lengths(name, value, num_molecules)
         for batch in _slices(num_molecules, batch_size):
             own = {name: _part_of(value, batch) for name, value in arguments.items()}
             yield self(batch.stop - batch.start, batch_size=batch_size, generator=generator, **own)
@@ -79,14 +81,17 @@ class MoleculePipeline(DiffusionPipeline):
 
     def check_sampler(self, num_inference_steps, prediction_type):
         """Raises: ValueError for steps or a scheduler that do not fit the network."""
-        config = self.scheduler.config
         check_count("num_inference_steps", num_inference_steps)
+        if isinstance(self.scheduler, type):
+            name = self.scheduler.__name__
+            raise ValueError(f"pipe.scheduler is the class {name}: make one of it, {name}(**helpers.NOISE_SCHEDULE)")
         if not isinstance(self.scheduler, SCHEDULERS[prediction_type]):
             known = ", ".join(kind.__name__.removesuffix("Scheduler") for kind in SCHEDULERS[prediction_type])
             raise ValueError(
                 f"{type(self.scheduler).__name__} does not fit this network, which predicts {prediction_type!r}; "
                 f"schedulers that do: {known}"
             )
+        config = self.scheduler.config
         if isinstance(self.scheduler, HeunDiscreteScheduler) and num_inference_steps < HEUN_STEPS:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}: Heun's method is unstable below {HEUN_STEPS} here"
@@ -130,24 +135,37 @@ class MoleculePipeline(DiffusionPipeline):
             return latents
         if not isinstance(returned, dict):
             raise ValueError(f'the callback returned {quoted(returned)}: expected {{"latents": …}}, or nothing')
+        if strange := sorted(map(str, returned.keys() - callback_kwargs.keys())):
+            raise ValueError(f'the callback returned {quoted(strange[0])}: expected {{"latents": …}}, or nothing')
         changed = returned.get("latents", latents)
-        if changed.shape != latents.shape:
-            raise ValueError(
-                f"the callback returned latents of shape {tuple(changed.shape)}: expected {tuple(latents.shape)}"
-            )
+        if not torch.is_tensor(changed) or changed.shape != latents.shape:
+            shape = tuple(changed.shape) if torch.is_tensor(changed) else quoted(changed)
+            raise ValueError(f"the callback returned latents {shape}: expected a tensor of {tuple(latents.shape)}")
         return changed
 
-    def finish(self, decoded, latents):
-        """One output from what the batches gave.
+    def empty_output(self, num_molecules, latent_shape):
+        """An output with room for all molecules, which `keep` fills batch by batch.
 
-        Args: decoded: list of pairs (atoms, bonds), arrays or tensors; latents: list of tensors.
+        Its arrays are made before the first batch. Were each batch kept as it comes, its small arrays would lie between
+        the large ones that the networks have freed, and these could not be used again.
         """
-        atoms = [torch.as_tensor(pair[0]).cpu().numpy() for pair in decoded]
-        bonds = [torch.as_tensor(pair[1]).cpu().numpy() for pair in decoded]
-        smiles = []
-        for some_atoms, some_bonds in zip(atoms, bonds):  # batch by batch, for RDKit's molecules are large
-            smiles += to_smiles(some_atoms, some_bonds)
-        return MoleculeOutput(smiles, np.concatenate(atoms), np.concatenate(bonds), torch.cat(latents))
+        return MoleculeOutput(
+            smiles=[],
+            atoms=np.zeros((num_molecules, MAX_ATOMS), np.int8),
+            bonds=np.zeros((num_molecules, MAX_ATOMS, MAX_ATOMS), np.int8),
+            latents=torch.zeros((num_molecules, *latent_shape), device=self.device, dtype=self.dtype),
+        )
+
+    def keep(self, output, batch, latents, graphs):
+        """Put one batch, a slice of all molecules, into an output.
+
+        Args: latents: (B, *latent_shape); graphs: its atoms (B, 9) and bonds (B, 9, 9), arrays or tensors.
+        """
+        atoms, bonds = (torch.as_tensor(part).cpu().numpy() for part in graphs)
+        output.latents[batch] = latents
+        output.atoms[batch] = atoms
+        output.bonds[batch] = bonds
+        output.smiles.extend(to_smiles(atoms, bonds))
 
 
 def _slices(num_molecules, batch_size):
@@ -160,8 +178,21 @@ def _part_of(value, batch):
     """What a batch, a slice of all molecules, gets of an argument: its part of a tensor or of a dict's sequences."""
     if isinstance(value, dict):
         return {key: _part_of(entry, batch) for key, entry in value.items()}
-    is_for_each = np.ndim(value) > 0 and not isinstance(value, str)
-    return value[batch] if is_for_each else value
+    return value[batch] if _is_for_each(value) else value
+
+
+def _is_for_each(value):
+    """Whether an argument is a sequence that holds a value for each molecule."""
+    return not isinstance(value, str) and np.ndim(value) > 0
+
+
+def _check_lengths(name, value, num_molecules):
+    """Raises: ValueError for a sequence, in a dict too, that is not of num_molecules values."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_lengths(key, entry, num_molecules)
+    elif _is_for_each(value) and len(value) != num_molecules:
+        raise ValueError(f"{name} has {len(value)} values for {num_molecules} molecules; expected one for each")
 
 
 class TokenVAEPipeline(MoleculePipeline):
@@ -174,12 +205,13 @@ class TokenVAEPipeline(MoleculePipeline):
     @torch.no_grad()
     def __call__(self, num_molecules=1000, generator=None, batch_size=1000):
         """Draw molecules. Returns: MoleculeOutput."""
-        latents, decoded = [], []
-        for batch in self.progress_bar(self.batches(num_molecules, batch_size)):
-            z = self.noise(batch, (MAX_ATOMS, self.vae.config.latent_dim), generator)
-            latents.append(z)
-            decoded.append(self.vae.decode_graphs(z))
-        return self.finish(decoded, latents)
+        batches = self.batches(num_molecules, batch_size)
+        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        output = self.empty_output(num_molecules, shape)
+        for batch in self.progress_bar(batches):
+            z = self.noise(batch, shape, generator)
+            self.keep(output, batch, z, self.vae.decode_graphs(z))
+        return output
 
 
 class GraphDDPMPipeline(MoleculePipeline):
@@ -209,7 +241,7 @@ class GraphDDPMPipeline(MoleculePipeline):
         self.check_sampler(num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"])
         batches = self.batches(num_molecules, batch_size)
         extra = self.step_arguments(generator)
-        latents, decoded = [], []
+        output = self.empty_output(num_molecules, (GRAPH_SIZE,))
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
             for batch in batches:
                 x = self.noise(batch, (GRAPH_SIZE,), generator)
@@ -226,9 +258,8 @@ class GraphDDPMPipeline(MoleculePipeline):
                     seen = {"latents": x, "x_t": x_t, "prediction": guess}
                     x = self.end_step(callback_on_step_end, step, t, seen)
                     bar.update()
-                latents.append(x)
-                decoded.append(vector_graph(x))
-        return self.finish(decoded, latents)
+                self.keep(output, batch, x, vector_graph(x))
+        return output
 
 
 class LatentDiffusionPipeline(MoleculePipeline):
@@ -274,10 +305,11 @@ class LatentDiffusionPipeline(MoleculePipeline):
         batches = self.batches(num_molecules, batch_size)
         self._check_start(latents, strength, num_molecules)
         extra = self.step_arguments(generator)
-        drawn, decoded = [], []
+        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        output = self.empty_output(num_molecules, shape)
         with self.progress_bar(total=len(batches) * round(strength * num_inference_steps)) as bar:
             for batch in batches:
-                noise = self.noise(batch, (MAX_ATOMS, self.vae.config.latent_dim), generator)
+                noise = self.noise(batch, shape, generator)
                 timesteps = self.prepare_timesteps(num_inference_steps, strength)
                 if latents is None:
                     z = noise * self.scheduler.init_noise_sigma
@@ -292,9 +324,8 @@ class LatentDiffusionPipeline(MoleculePipeline):
                     z = self.end_step(callback_on_step_end, step, t, {"latents": z, "x_t": z_t, "prediction": v})
                     bar.update()
                 z = z * self.denoiser.latent_scale + self.denoiser.latent_mean  # no longer standardised
-                drawn.append(z)
-                decoded.append(self.vae.decode_graphs(z))
-        return self.finish(decoded, drawn)
+                self.keep(output, batch, z, self.vae.decode_graphs(z))
+        return output
 
     def predict(self, z_t, t, batch):
         """The network's v for the molecules of one batch. Shapes: z_t (B, 9, latent_dim), t () -> v (B, 9, latent_dim).

@@ -22,6 +22,8 @@ from diffusers import (
 )
 from diffusers import SchedulerMixin as SchedulerMixin  # `from_pretrained` looks for it beside a scheduler of our own
 
+from molecule_diffusion.checks import check_count
+
 # The noise schedule of every model here. Spelled out: `from_config` into another scheduler class drops values that
 # equal the first class's defaults and takes the second's own.
 NOISE_SCHEDULE = {
@@ -69,6 +71,7 @@ HEUN_STEPS = 50  # with fewer, Heun's method is unstable at the noisy end: 18 % 
 
 def cosine_betas(steps):
     """β of the cosine schedule, at most 0.999 (Nichol & Dhariwal, arXiv:2102.09672). Returns a tensor (steps,)."""
+    check_count("steps", steps)
     time_left = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((time_left + 0.008) / 1.008 * torch.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).float()
@@ -98,7 +101,7 @@ def q_sample(x_0, t, eps, alpha_bar):
 
     Raises: ValueError for other shapes, dtypes, a t out of range or a schedule that does not fall.
     """
-    t, alpha_bar = torch.as_tensor(t), torch.as_tensor(alpha_bar)
+    x_0, t, eps, alpha_bar = (torch.as_tensor(value) for value in (x_0, t, eps, alpha_bar))
     if x_0.shape != eps.shape or not x_0.is_floating_point():
         raise ValueError(
             f"x_0 {tuple(x_0.shape)} {x_0.dtype} and eps {tuple(eps.shape)}: expected float tensors of one shape"
@@ -124,8 +127,8 @@ def posterior_mean(x_0, x_t, t, betas):
     """Mean of q(x_{t-1} | x_t, x_0) (eq. 7 of arXiv:2006.11239); t is one whole number, x_0 and x_t of one shape."""
     betas = torch.as_tensor(betas)
     alpha_bar = alpha_bars(betas)
-    if int(t) != t or not 0 <= t < len(betas):
-        raise ValueError(f"t={t}: the schedule has the steps 0 to {len(betas) - 1}")
+    if isinstance(t, bool) or int(t) != t or not 0 <= t < len(betas):
+        raise ValueError(f"t={t}: expected a whole number; the schedule has the steps 0 to {len(betas) - 1}")
     before = alpha_bar[t - 1] if t > 0 else alpha_bar.new_ones(())
     weight_0 = before.sqrt() * betas[t] / (1 - alpha_bar[t])
     weight_t = (1 - betas[t]).sqrt() * (1 - before) / (1 - alpha_bar[t])

@@ -56,3 +56,19 @@ def refused_molecules():
     atoms[2] = helpers.NO_ATOM
     assert helpers.to_smiles(atoms, bonds) == [None] * 3
     return helpers.to_mols(atoms, bonds)
+
+
+# code for a process of its own, whose peak memory in bytes is asked for
+PEAK_MEMORY = """
+def peak_memory():
+    import sys
+    from pathlib import Path
+    if sys.platform == "linux":  # getrusage would also count this process's parent, whose memory it was forked from
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    if sys.platform == "darwin":
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import psutil
+    return psutil.Process().memory_info().peak_wset
+"""

@@ -370,3 +370,23 @@ def test_properties_need_molecules(wrong):
 )
 def test_the_verdict(smiles, word):
     assert chemistry.verdict(smiles) == word
+
+
+@pytest.mark.parametrize("pairs", [np.zeros((2, 35)), np.zeros((36, 2)), torch.zeros(()), torch.zeros(2, 9, 9)])
+def test_a_matrix_is_made_of_36_pairs(pairs):
+    with pytest.raises(ValueError, match=r"pairs of shape .*: expected \(\.\.\., 36\)"):
+        helpers.matrix_from_pairs(pairs)
+
+
+@pytest.mark.parametrize("bonds", [np.zeros((2, 9)), torch.zeros(9, 9, 2)])
+def test_pairs_are_of_a_matrix(bonds):
+    with pytest.raises(ValueError, match=r"bonds of shape .*: expected \(\.\.\., 9, 9\)"):
+        helpers.pairs_from_matrix(bonds)
+
+
+def test_hydrogens_are_counted_on_one_molecule():
+    atoms, bonds = helpers.to_graphs(["C=O", "CC"])
+    assert helpers.count_hydrogens(atoms[0], bonds[0])[:2].tolist() == [2, 0]
+    for wrong in ((bonds[0], atoms[0]), (atoms, bonds)):
+        with pytest.raises(ValueError, match=r"expected \(9,\) and \(9, 9\), one molecule"):
+            helpers.count_hydrogens(*wrong)

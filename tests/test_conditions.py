@@ -273,3 +273,15 @@ def test_targets_must_differ():
     table = pd.DataFrame({name: [1.0, 1.0] for name in helpers.CONDITION_TARGETS})
     with pytest.raises(ValueError, match="a target that is the same in all 2 rows"):
         helpers.ConditionEncoder().set_targets(table)
+
+
+def test_columns_are_separated_by_commas(files):
+    h5, csv = files
+    csv.write_text(csv.read_text().replace(",", ";"))
+    with pytest.raises(ValueError, match="it lacks part, type. Columns are separated by commas"):
+        helpers.load_conditions(h5, csv)
+
+
+def test_known_categories_are_texts(files):
+    with pytest.raises(ValueError, match=r"types=\[1, 2\]: expected texts, as the CSV file holds them, not 1"):
+        helpers.load_conditions(*files, types=[1, 2])

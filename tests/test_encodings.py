@@ -176,3 +176,19 @@ def test_vectors_that_are_not_finite_are_no_graphs(bad):
 def test_other_shapes_are_no_sequences(shape):
     with pytest.raises(ValueError, match=r"expected \(N, 1, 45, 9\), see graph_sequence"):
         helpers.sequence_graph(np.zeros(shape))
+
+
+def test_numpy_arrays_are_read_as_tensors_are(qm9):
+    atoms, bonds = qm9.atoms[:5], qm9.bonds[:5]
+    tokens = encodings.one_hot_graphs(atoms, bonds)
+    assert torch.equal(tokens, encodings.one_hot_graphs(torch.from_numpy(atoms), torch.from_numpy(bonds)))
+    found_atoms, found_bonds = helpers.vector_graph(helpers.graph_vector(atoms, bonds).numpy())
+    np.testing.assert_array_equal(found_atoms, atoms)
+    np.testing.assert_array_equal(found_bonds, bonds)
+
+
+@pytest.mark.parametrize("shapes", [((2, 9, 9), (9,)), ((2, 9, 9), (3, 9)), ((2, 9), (2, 9)), ((2, 9, 8), (2, 9))])
+def test_every_matrix_is_aligned_by_its_own_order(shapes):
+    adjacency, order = torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.long)
+    with pytest.raises(ValueError, match=r"expected \(B, 9, 9\) and \(B, 9\)"):
+        helpers.align(adjacency, order)

@@ -323,3 +323,21 @@ def test_the_table_as_text():
 def test_obedience_knows_its_keys():
     with pytest.raises(ValueError, match="unknown condition 'Type'; obedience is counted for type and part"):
         helpers.obedience(helpers.MoleculeOutput(["CCO"], None, None, None), {"Type": "ester"})
+
+
+@pytest.mark.parametrize("n", [None, 0, 2.5])
+def test_random_graphs_are_a_number_of_graphs(n):
+    with pytest.raises(ValueError, match="n=.*: expected a whole number of at least 1"):
+        helpers.random_graphs(n)
+
+
+def test_sequences_that_are_compared_have_one_shape():
+    data = np.zeros((3, 1, 45, 9))
+    for other in (data[:1], data[:, 0], data[:, :, :44]):
+        with pytest.raises(ValueError, match="expected two of one shape"):
+            helpers.exact_match(data, other)
+
+
+def test_a_table_of_one():
+    score = helpers.evaluate(["CO"])
+    assert helpers.results_table(score) == helpers.results_table([score])

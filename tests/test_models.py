@@ -153,3 +153,13 @@ def test_what_is_not_finite_is_not_decoded(vae, bad):
         vae.atom_head.weight[0, 0] = bad
     with pytest.raises(ValueError, match="weights, latents or vectors are damaged"):
         vae.decode_graphs(torch.randn(2, 9, 2))
+
+
+def test_kl_needs_a_variance_for_each_mean():
+    with pytest.raises(ValueError, match=r"mean \(2, 8\) and logvar \(8,\): expected tensors of one shape"):
+        helpers.kl_divergence(torch.zeros(2, 8), torch.zeros(8))
+
+
+def test_one_molecule_has_no_spread():
+    with pytest.raises(ValueError, match="latents of 1 molecules: their spread needs at least 2"):
+        helpers.standardise(torch.zeros(1, 9, 8))

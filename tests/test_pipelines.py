@@ -16,7 +16,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UnCLIPScheduler,
 )
-from shared import GENERATORS, SCHEDULES, draw, untrained
+from shared import GENERATORS, PEAK_MEMORY, SCHEDULES, draw, untrained
 
 import helpers
 from molecule_diffusion import schedules
@@ -229,7 +229,9 @@ def test_the_latents_that_a_callback_returns_are_gone_on_with(name):
 @pytest.mark.parametrize(
     "returned, message",
     [
-        ({"latents": torch.zeros(1)}, r"the callback returned latents of shape \(1,\): expected \(5, "),
+        ({"latents": torch.zeros(1)}, r"the callback returned latents \(1,\): expected a tensor of \(5, "),
+        ({"latents": None}, r"the callback returned latents None: expected a tensor of \(5, "),
+        ({"latent": torch.zeros(5)}, """the callback returned 'latent': expected {"latents": …}, or nothing"""),
         (3, 'the callback returned 3: expected {"latents": …}, or nothing'),
     ],
 )
@@ -471,3 +473,41 @@ def test_a_long_answer_of_a_callback_is_quoted_in_part():
     with pytest.raises(ValueError, match="the callback returned tensor") as error:
         draw(untrained("graph_ddpm"), 5, callback_on_step_end=lambda *_: torch.rand(5, 189), num_inference_steps=2)
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("key", ["latents", "condition"])
+@pytest.mark.parametrize("given", [3, 7])
+def test_a_stream_needs_a_value_for_each_molecule(key, given):
+    pipe = untrained("diffusion_prior")
+    value = torch.zeros(given, 9, 8) if key == "latents" else {"gap": [6.0] * given}
+    name = "latents" if key == "latents" else "gap"
+    with pytest.raises(ValueError, match=f"{name} has {given} values for 5 molecules; expected one for each"):
+        next(pipe.stream(5, batch_size=2, num_inference_steps=2, **{key: value}))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_class_is_no_scheduler(name):
+    pipe = untrained(name)
+    pipe.scheduler = DDIMScheduler
+    with pytest.raises(ValueError, match="pipe.scheduler is the class DDIMScheduler: make one of it, DDIMScheduler"):
+        draw(pipe, 1)
+    pipe.scheduler = None
+    with pytest.raises(ValueError, match="NoneType does not fit this network"):
+        draw(pipe, 1)
+
+
+LARGE_CALL = """
+import helpers
+pipe = helpers.load_pipeline("token_vae")
+pipe(2000)
+before = peak_memory()
+pipe(25_000)
+print(peak_memory() - before)
+"""
+
+
+def test_a_large_call_needs_little_more_memory_than_its_result(run_python):
+    result = run_python("-c", PEAK_MEMORY + LARGE_CALL)
+    assert result.returncode == 0, result.stderr
+    # the result is 9 MB, the SMILES 2 MB; kept batch by batch it was about 700 MB
+    assert int(result.stdout) < 200e6

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from rdkit import Chem
+from shared import PEAK_MEMORY
 from torch_geometric.datasets import QM9 as PygQM9
 from torch_geometric.datasets.qm9 import atomrefs
 
@@ -185,22 +186,13 @@ room.QM9_CACHE = Path(sys.argv[1])
 started = time.process_time()
 helpers.load_qm9()
 seconds = time.process_time() - started
-if sys.platform == "linux":  # getrusage would also count this process's parent, whose memory it was forked from
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-elif sys.platform == "darwin":
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-else:
-    import psutil
-    peak = psutil.Process().memory_info().peak_wset
-print(json.dumps([seconds, peak]))
+print(json.dumps([seconds, peak_memory()]))
 """
 
 
 def test_building_from_qm9pack(qm9, run_python, tmp_path, monkeypatch):
     cache = tmp_path / "qm9.npz"
-    result = run_python("-c", BUILD, cache)
+    result = run_python("-c", PEAK_MEMORY + BUILD, cache)
     assert result.returncode == 0, result.stderr
     seconds, peak = json.loads(result.stdout)
     assert peak <= 1.5e9

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -111,6 +112,26 @@ def test_posterior_mean_of_the_first_step_is_x_0():
 def test_posterior_mean_explains_wrong_betas(betas):
     with pytest.raises(ValueError, match="betas of shape"):
         helpers.posterior_mean(torch.ones(2), torch.ones(2), 1, betas)
+
+
+@pytest.mark.parametrize("t", [True, 0.5, 3, -1])
+def test_posterior_mean_is_of_a_step_that_there_is(t):
+    with pytest.raises(ValueError, match="expected a whole number; the schedule has the steps 0 to 2"):
+        helpers.posterior_mean(torch.ones(2), torch.ones(2), t, [0.1, 0.2, 0.5])
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, None])
+def test_a_cosine_schedule_has_steps(steps):
+    with pytest.raises(ValueError, match="steps=.*: expected a whole number of at least 1"):
+        helpers.cosine_betas(steps)
+
+
+def test_q_sample_reads_numpy_arrays():
+    x_0, eps = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    assert torch.equal(
+        helpers.q_sample(x_0, np.array([0, 1]), eps, np.array(ALPHA_BAR)),
+        helpers.q_sample(torch.ones(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3), ALPHA_BAR),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
