@@ -14,7 +14,14 @@ from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdic
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
-from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, HEUN_STEPS, NOISE_SCHEDULE, SCHEDULERS
+from molecule_diffusion.schedules import (
+    GRAPH_NOISE_SCHEDULE,
+    HEUN_STEPS,
+    NOISE_SCHEDULE,
+    SCHEDULERS,
+    JumpScheduler,
+    read_restarts,
+)
 
 
 @dataclass
@@ -109,20 +116,42 @@ class MoleculePipeline(DiffusionPipeline):
         if config.get("clip_sample"):
             raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
 
-    def prepare_timesteps(self, num_inference_steps, strength=1.0):
-        """Set the scheduler's steps anew, to begin where `strength` says (SDEdit).
+    def stages(self, num_inference_steps, restarts, strength=1.0):
+        """The way from noise to data and the restarts after it.
 
-        Returns: the last round(strength · num_inference_steps) of its timesteps, falling.
+        Args: restarts: as of the call; strength: less than 1 leaves the first steps out.
+        Returns: a list of (scheduler, how many steps its whole way has, how many of them, the last ones, are done).
         """
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        skipped = num_inference_steps - round(strength * num_inference_steps)
-        if hasattr(self.scheduler, "set_begin_index"):  # else it is looked up by t, which may occur twice
-            self.scheduler.set_begin_index(skipped)
-        return self.scheduler.timesteps[skipped:]
+        stages = [(self.scheduler, num_inference_steps, round(strength * num_inference_steps))]
+        for restart in read_restarts(self.config.restarts if restarts is None else restarts):
+            scheduler = self.scheduler
+            if restart.kind == "jump":
+                kind_of_prediction = {"prediction_type": scheduler.config.prediction_type}
+                scheduler = JumpScheduler(**NOISE_SCHEDULE | kind_of_prediction, clip_sample=False)
+            stages.append((scheduler, round(restart.steps / restart.strength), restart.steps))
+        return stages
 
-    def step_arguments(self, generator):
+    def set_steps(self, scheduler, num_inference_steps, done):
+        """Set a scheduler's steps anew. Returns: the last `done` of its timesteps, falling, at which it begins."""
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        skipped = num_inference_steps - done
+        if hasattr(scheduler, "set_begin_index"):  # else it is looked up by t, which may occur twice
+            scheduler.set_begin_index(skipped)
+        return scheduler.timesteps[skipped:]
+
+    @staticmethod
+    def begin(scheduler, x_0, noise, timesteps):
+        """x at the first of a stage's timesteps: noise alone where x_0 is None, else x_0 with the noise of that t."""
+        if x_0 is None:
+            return noise * scheduler.init_noise_sigma
+        if not len(timesteps):
+            return x_0
+        return scheduler.add_noise(x_0, noise, timesteps[:1].expand(len(x_0)))
+
+    @staticmethod
+    def step_arguments(scheduler, generator):
         """The generator, for those schedulers whose step draws noise: a dict of arguments of `scheduler.step`."""
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         return {"generator": generator} if takes_generator else {}
 
     def end_step(self, callback_on_step_end, step, t, callback_kwargs):
@@ -221,9 +250,11 @@ class GraphDDPMPipeline(MoleculePipeline):
     `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
     """
 
-    def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler):
+    def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler, restarts: list = ()):
         super().__init__()
+        read_restarts(restarts)  # refuses what are none
         self.register_modules(denoiser=denoiser, scheduler=scheduler)
+        self.register_to_config(restarts=restarts)
 
     @torch.no_grad()
     def __call__(
@@ -233,6 +264,7 @@ class GraphDDPMPipeline(MoleculePipeline):
         generator=None,
         batch_size=1000,
         callback_on_step_end=None,
+        restarts=None,
     ):
         """Draw molecules; arguments as in `LatentDiffusionPipeline`, whose "prediction" is x_0 here.
 
@@ -240,24 +272,27 @@ class GraphDDPMPipeline(MoleculePipeline):
         """
         self.check_sampler(num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"])
         batches = self.batches(num_molecules, batch_size)
-        extra = self.step_arguments(generator)
+        stages = self.stages(num_inference_steps, restarts)
         output = self.empty_output(num_molecules, (GRAPH_SIZE,))
-        with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
+        with self.progress_bar(total=len(batches) * sum(done for _, _, done in stages)) as bar:
             for batch in batches:
-                x = self.noise(batch, (GRAPH_SIZE,), generator)
-                timesteps = self.prepare_timesteps(num_inference_steps)
-                x = x * self.scheduler.init_noise_sigma
-                guess = None
-                for step, t in enumerate(timesteps):
-                    # 1. what was x_0? the network reads x_t and its own last guess
-                    logits = self.denoiser(self.scheduler.scale_model_input(x, t), t, guess)
-                    guess = expected_graph(logits).to(x.dtype)
-                    # 2. x_t -> x_{t-1}
-                    x_t = x
-                    x = self.scheduler.step(guess, t, x_t, **extra).prev_sample
-                    seen = {"latents": x, "x_t": x_t, "prediction": guess}
-                    x = self.end_step(callback_on_step_end, step, t, seen)
-                    bar.update()
+                x = guess = None
+                step = 0
+                for scheduler, num_steps, done in stages:
+                    noise = self.noise(batch, (GRAPH_SIZE,), generator)
+                    timesteps = self.set_steps(scheduler, num_steps, done)
+                    x = self.begin(scheduler, x, noise, timesteps)
+                    for t in timesteps:
+                        # 1. what was x_0? the network reads x_t and its own last guess
+                        logits = self.denoiser(scheduler.scale_model_input(x, t), t, guess)
+                        guess = expected_graph(logits).to(x.dtype)
+                        # 2. x_t -> x_{t-1}
+                        x_t = x
+                        x = scheduler.step(guess, t, x_t, **self.step_arguments(scheduler, generator)).prev_sample
+                        seen = {"latents": x, "x_t": x_t, "prediction": guess}
+                        x = self.end_step(callback_on_step_end, step, t, seen)
+                        step += 1
+                        bar.update()
                 self.keep(output, batch, x, vector_graph(x))
         return output
 
@@ -269,10 +304,14 @@ class LatentDiffusionPipeline(MoleculePipeline):
     `pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)`.
     """
 
-    def __init__(self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler):
+    def __init__(
+        self, vae: TokenVAE, denoiser: LatentDenoiser, scheduler: DPMSolverMultistepScheduler, restarts: list = ()
+    ):
         super().__init__()
         denoiser.check_vae(vae)
+        read_restarts(restarts)  # refuses what are none
         self.register_modules(vae=vae, denoiser=denoiser, scheduler=scheduler)
+        self.register_to_config(restarts=restarts)
 
     @torch.no_grad()
     def __call__(
@@ -284,6 +323,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
         callback_on_step_end=None,
         latents=None,
         strength=1.0,
+        restarts=None,
     ):
         """Draw molecules, or vary given ones.
 
@@ -297,6 +337,8 @@ class LatentDiffusionPipeline(MoleculePipeline):
             latents: molecules to vary, as an output's `latents`: (num_molecules, 9, latent_dim). None: from pure noise.
             strength: how much of the way they are noised and denoised again: 0 returns them, 1 keeps next to nothing
                 (SDEdit, Meng et al., arXiv:2108.01073).
+            restarts: what to do after the last step: triples (kind, strength, steps), see `Restart` in the room
+                schedules; [] for nothing. None takes those of the pipeline's config, or none where latents are given.
 
         Returns: MoleculeOutput.
         """
@@ -304,25 +346,28 @@ class LatentDiffusionPipeline(MoleculePipeline):
         self.denoiser.check_vae(self.vae)
         batches = self.batches(num_molecules, batch_size)
         self._check_start(latents, strength, num_molecules)
-        extra = self.step_arguments(generator)
+        if latents is not None and restarts is None:
+            restarts = []
+        stages = self.stages(num_inference_steps, restarts, strength)
         shape = (MAX_ATOMS, self.vae.config.latent_dim)
         output = self.empty_output(num_molecules, shape)
-        with self.progress_bar(total=len(batches) * round(strength * num_inference_steps)) as bar:
+        with self.progress_bar(total=len(batches) * sum(done for _, _, done in stages)) as bar:
             for batch in batches:
-                noise = self.noise(batch, shape, generator)
-                timesteps = self.prepare_timesteps(num_inference_steps, strength)
-                if latents is None:
-                    z = noise * self.scheduler.init_noise_sigma
-                else:
-                    z = self._noised(latents[batch], noise, timesteps)
-                for step, t in enumerate(timesteps):
-                    # 1. what does the network say about z_t? the diffusion prior replaces this method
-                    v = self.predict(self.scheduler.scale_model_input(z, t), t, batch)
-                    # 2. z_t -> z_{t-1}
-                    z_t = z
-                    z = self.scheduler.step(v, t, z_t, **extra).prev_sample
-                    z = self.end_step(callback_on_step_end, step, t, {"latents": z, "x_t": z_t, "prediction": v})
-                    bar.update()
+                z = None if latents is None else self._standardised(latents[batch])
+                step = 0
+                for scheduler, num_steps, done in stages:
+                    noise = self.noise(batch, shape, generator)
+                    timesteps = self.set_steps(scheduler, num_steps, done)
+                    z = self.begin(scheduler, z, noise, timesteps)
+                    for t in timesteps:
+                        # 1. what does the network say about z_t? the diffusion prior replaces this method
+                        v = self.predict(scheduler.scale_model_input(z, t), t, batch)
+                        # 2. z_t -> z_{t-1}
+                        z_t = z
+                        z = scheduler.step(v, t, z_t, **self.step_arguments(scheduler, generator)).prev_sample
+                        z = self.end_step(callback_on_step_end, step, t, {"latents": z, "x_t": z_t, "prediction": v})
+                        step += 1
+                        bar.update()
                 z = z * self.denoiser.latent_scale + self.denoiser.latent_mean  # no longer standardised
                 self.keep(output, batch, z, self.vae.decode_graphs(z))
         return output
@@ -335,13 +380,9 @@ class LatentDiffusionPipeline(MoleculePipeline):
         """
         return self.denoiser(z_t, t)
 
-    def _noised(self, latents, noise, timesteps):
-        """Given latents, standardised, with as much noise as belongs to the first of the timesteps that are left."""
+    def _standardised(self, latents):
         latents = latents.to(device=self.device, dtype=self.dtype)
-        z = (latents - self.denoiser.latent_mean) / self.denoiser.latent_scale
-        if not len(timesteps):
-            return z
-        return self.scheduler.add_noise(z, noise, timesteps[:1].expand(len(z)))
+        return (latents - self.denoiser.latent_mean) / self.denoiser.latent_scale
 
     def _check_start(self, latents, strength, num_molecules):
         check_number("strength", strength, "0 (nothing is changed) to 1 (from noise)", lambda share: 0 <= share <= 1)
@@ -367,8 +408,9 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         denoiser: LatentDenoiser,
         scheduler: DPMSolverMultistepScheduler,
         encoder: ConditionEncoder,
+        restarts: list = (),
     ):
-        super().__init__(vae, denoiser, scheduler)
+        super().__init__(vae, denoiser, scheduler, restarts)
         if denoiser.config.condition_dim != encoder.size:
             raise ValueError(
                 f"the denoiser takes conditions of {denoiser.config.condition_dim} numbers, the encoder makes "
@@ -388,6 +430,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         callback_on_step_end=None,
         latents=None,
         strength=1.0,
+        restarts=None,
     ):
         """Draw molecules that obey a condition: `pipe(12, {"type": "carbonyl", "part": "ring 5", "gap": 6.0})`.
 
@@ -409,7 +452,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         self._asked = self.encoder(condition, num_molecules).to(self.device)
         self._without = self.encoder(negative_condition, num_molecules).to(self.device)
         return super().__call__(
-            num_molecules, num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength
+            num_molecules, num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength, restarts
         )
 
     def predict(self, z_t, t, batch):

@@ -187,11 +187,12 @@ RECIPES = {
     "graph_ddpm": Recipe(
         settings=dict(
             model=dict(width=512, hidden=1024, depth=5, time_dim=128),
-            steps=40_000,
+            steps=120_000,
+            hold=90_000,
             batch_size=512,
             learning_rate=1e-3,
             warmup=300,
-            ema_decay=0.9995,
+            ema_decay=0.9998,
         ),
         prepare=prepare_graph_ddpm,
         pipeline=GraphDDPMPipeline,

@@ -1,5 +1,7 @@
 """Noise schedules: ᾱ, the forward process, its posterior, and the settings of the samplers."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from diffusers import (
@@ -21,8 +23,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers import SchedulerMixin as SchedulerMixin  # `from_pretrained` looks for it beside a scheduler of our own
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 
-from molecule_diffusion.checks import check_count
+from molecule_diffusion.checks import check_count, check_number, quoted
 
 # The noise schedule of every model here. Spelled out: `from_config` into another scheduler class drops values that
 # equal the first class's defaults and takes the second's own.
@@ -66,6 +70,7 @@ SCHEDULERS["v_prediction"] = (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
+
 HEUN_STEPS = 50  # with fewer, Heun's method is unstable at the noisy end: 18 % valid latent samples at 20 steps
 
 
@@ -174,3 +179,70 @@ class PowerSpacedDPMSolver(DPMSolverMultistepScheduler):
         rising = np.maximum(rising.round().astype(int) - 1, 0)
         rising = np.maximum.accumulate(rising - steps) + steps  # each at least one above the one before
         return rising[::-1].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Restarts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class JumpScheduler(DDPMScheduler):
+    """A sampler that trusts the guess of x_0 alone: each step forgets x_t and noises the guess anew, by q(x_s | x_0).
+
+    Consistency models sample so (algorithm 1 of Song et al., arXiv:2303.01469). Settings as in `DDPMScheduler`.
+    """
+
+    def step(self, model_output, timestep, sample, generator=None):
+        """One step. Shapes: model_output, sample (B, ...), timestep () -> prev_sample (B, ...)."""
+        alpha_bar = self.alphas_cumprod.to(sample)
+        x_0 = model_output
+        if self.config.prediction_type == "v_prediction":  # v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·x_0
+            kept = alpha_bar[timestep]
+            x_0 = kept.sqrt() * sample - (1 - kept).sqrt() * model_output
+        later = self.timesteps[self.timesteps < timestep]
+        if len(later):
+            noise = randn_tensor(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+            previous = q_sample(x_0, later[0], noise, alpha_bar)
+        else:
+            previous = x_0
+        return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=x_0)
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Noise what was drawn, up to a part of the way, and denoise it again (Xu et al., arXiv:2306.14878).
+
+    What went wrong in the last steps gets a second chance, and what was decided early stays.
+
+    Attributes:
+        kind: "solver": by the pipeline's own scheduler; "jump": by a `JumpScheduler`.
+        strength: how far up it goes, as a share of the scheduler's steps, as in SDEdit.
+        steps: network calls per molecule.
+    """
+
+    kind: str
+    strength: float
+    steps: int
+
+    def __post_init__(self):
+        if self.kind not in ("solver", "jump"):
+            raise ValueError(f"a restart of kind {quoted(self.kind)}: expected 'solver' or 'jump'")
+        check_number("a restart's strength", self.strength, "above 0, at most 1", lambda share: 0 < share <= 1)
+        check_count("a restart's steps", self.steps)
+        most = int(self.strength * NOISE_SCHEDULE["num_train_timesteps"])
+        if self.steps > most:
+            raise ValueError(f"a restart of strength {self.strength} has at most {most} steps, not {self.steps}")
+
+
+def read_restarts(restarts):
+    """A list of Restart from triples, as a config file holds them: [["solver", 0.4, 20], ["jump", 0.4, 15]].
+
+    Raises: ValueError for what is none.
+    """
+    expected = "expected a list of triples (kind, strength, steps), such as [('jump', 0.4, 15)], or [] for none"
+    if not isinstance(restarts, (list, tuple)):
+        raise ValueError(f"restarts={quoted(restarts)}: {expected}")
+    for triple in restarts:
+        if not isinstance(triple, (list, tuple)) or len(triple) != 3:
+            raise ValueError(f"{quoted(triple)} among the restarts: {expected}")
+    return [Restart(*triple) for triple in restarts]

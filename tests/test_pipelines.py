@@ -331,6 +331,73 @@ def test_other_schedulers_vary_too(fresh_diffusion, scheduler):
     assert sum(a == b for a, b in zip(given.smiles, output.smiles)) >= 24
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Restarts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+RESTARTS = [("solver", 0.5, 4), ("jump", 0.4, 3)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_restarts_add_their_steps(name):
+    pipe, seen = untrained(name), []
+    options = dict(num_inference_steps=10, batch_size=3)
+    draw(pipe, 5, restarts=RESTARTS, callback_on_step_end=lambda pipe, *state: seen.append(state), **options)
+    steps, times, _ = zip(*seen)
+    assert steps == (*range(17), *range(17))  # two batches
+    assert times[:17] == (*range(999, 0, -100), 499, 374, 249, 124, 374, 249, 124) or name != "graph_ddpm"
+    for start in (10, 14):  # a stage begins again in a little noise
+        assert times[start - 1] < times[start] < 600
+    plain = draw(pipe, 5, **options)
+    assert not torch.equal(plain.latents, draw(pipe, 5, restarts=RESTARTS, **options).latents)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("kind", ["solver", "jump"])
+def test_a_restart_noises_what_was_drawn(name, kind):
+    pipe, seen = untrained(name), []
+    options = dict(num_inference_steps=3, batch_size=5, restarts=[(kind, 0.5, 2)])
+    draw(pipe, 5, callback_on_step_end=lambda pipe, step, t, state: seen.append((t, state)), **options)
+    drawn, (t, state) = seen[2][1]["latents"], seen[3]
+    kept = pipe.scheduler.alphas_cumprod[t]
+    noise = (state["x_t"] - kept.sqrt() * drawn) / (1 - kept).sqrt()
+    assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_restarts_of_the_config_are_the_default(name, tmp_path):
+    parts = untrained(name).components
+    pipe = helpers.RECIPES[name].pipeline(**parts, restarts=RESTARTS)
+    pipe.save_pretrained(tmp_path)
+    pipe = type(pipe).from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    by_default = draw(pipe, 5, num_inference_steps=4)
+    assert torch.equal(by_default.latents, draw(pipe, 5, num_inference_steps=4, restarts=RESTARTS).latents)
+    without = draw(pipe, 5, num_inference_steps=4, restarts=[])
+    assert not torch.equal(by_default.latents, without.latents)
+    assert torch.equal(without.latents, draw(untrained(name), 5, num_inference_steps=4).latents)
+    with pytest.raises(ValueError, match="a restart of kind 'hop'"):
+        type(pipe)(**parts, restarts=[("hop", 0.4, 15)])
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_varied_molecules_are_not_restarted_unless_it_is_asked_for(name):
+    parts = untrained(name).components
+    pipe = helpers.RECIPES[name].pipeline(**parts, restarts=RESTARTS)
+    pipe.set_progress_bar_config(disable=True)
+    options = dict(latents=torch.randn(5, 9, 8), strength=0.5, num_inference_steps=4)
+    plain = draw(pipe, 5, **options)
+    assert torch.equal(plain.latents, draw(untrained(name), 5, **options).latents)
+    assert not torch.equal(plain.latents, draw(pipe, 5, restarts=RESTARTS, **options).latents)
+
+
+def test_jumps_mend_graphs(graph_ddpm):
+    plain = draw(graph_ddpm, 1000, num_inference_steps=20, restarts=[])
+    mended = draw(graph_ddpm, 1000, num_inference_steps=20, restarts=[("jump", 0.4, 15)])
+    assert mended.valid.mean() > plain.valid.mean() + 0.01
+
+
 @pytest.mark.parametrize("name", LATENT)
 @pytest.mark.parametrize(
     "options, message",

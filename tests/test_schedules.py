@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 import helpers
+from molecule_diffusion import schedules
 
 
 @pytest.mark.parametrize("t", [0, 1, 10, 500, 998, 999])
@@ -147,3 +148,61 @@ def test_the_power_spaced_steps(steps):
     assert len(times) == steps and times[0] == 999 and times[-1] >= 0 and (times.diff() < 0).all()
     if steps == 20:
         assert times[10] == round(1000 * 0.5**1.5) - 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Restarts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_a_jump_is_a_draw_from_q_given_the_guess(prediction_type):
+    settings = helpers.NOISE_SCHEDULE | {"prediction_type": prediction_type}
+    scheduler = schedules.JumpScheduler(**settings, clip_sample=False)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    x_0, eps = torch.randn(5, 9), torch.randn(5, 9)
+    x_t = helpers.q_sample(x_0, 499, eps, scheduler.alphas_cumprod)
+    prediction = x_0
+    if prediction_type == "v_prediction":
+        prediction = scheduler.get_velocity(x_0, eps, torch.full((5,), 499))
+    found = scheduler.step(prediction, torch.tensor(499), x_t, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
+    expected = helpers.q_sample(x_0, 249, noise, scheduler.alphas_cumprod)
+    torch.testing.assert_close(found.prev_sample, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.pred_original_sample, x_0, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_jump_ends_at_the_guess():
+    scheduler = schedules.JumpScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)
+    scheduler.set_timesteps(4)
+    guess = torch.randn(5, 9)
+    assert torch.equal(scheduler.step(guess, torch.tensor(249), torch.randn(5, 9)).prev_sample, guess)
+
+
+def test_restarts_are_read_as_a_config_file_holds_them():
+    found = schedules.read_restarts([["solver", 0.4, 20], ("jump", 1, 1)])
+    assert found == [schedules.Restart("solver", 0.4, 20), schedules.Restart("jump", 1, 1)]
+    assert schedules.read_restarts([]) == schedules.read_restarts(()) == []
+
+
+@pytest.mark.parametrize(
+    "restarts, message",
+    [
+        ("jump", "restarts='jump': expected a list of triples"),
+        (3, "restarts=3: expected a list of triples"),
+        (("jump", 0.4, 15), "'jump' among the restarts: expected a list of triples"),
+        ([("jump", 0.4)], "among the restarts: expected a list of triples"),
+        ([("hop", 0.4, 15)], "a restart of kind 'hop': expected 'solver' or 'jump'"),
+        ([("jump", 0, 15)], "a restart's strength=0: expected above 0, at most 1"),
+        ([("jump", 400, 15)], "a restart's strength=400: expected above 0, at most 1"),
+        ([("jump", math.nan, 15)], "a restart's strength=nan"),
+        ([("jump", "much", 15)], "a restart's strength='much'"),
+        ([("jump", 0.4, 0)], "a restart's steps=0: expected a whole number of at least 1"),
+        ([("jump", 0.4, 1.5)], "a restart's steps=1.5"),
+        ([("jump", 0.4, 401)], "a restart of strength 0.4 has at most 400 steps, not 401"),
+    ],
+)
+def test_what_is_no_restart_is_explained(restarts, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.read_restarts(restarts)

@@ -287,6 +287,13 @@ def test_the_second_cosine_starts_from_half_the_rate():
     assert plain == [training.learning_rate(dict(steps=100, learning_rate=1.0, warmup=10), step) for step in range(100)]
 
 
+def test_the_rate_is_held_before_it_falls():
+    recipe = dict(steps=100, hold=70, learning_rate=1.0, warmup=10)
+    rates = [training.learning_rate(recipe, step) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and rates[10:71] == [1.0] * 61
+    assert all(a > b for a, b in zip(rates[70:], rates[71:])) and rates[-1] < 0.03
+
+
 def test_a_resumed_average_has_the_buffers_that_it_was_trained_with(tmp_path):
     """Else a denoiser that was trained on one VAE's latents would, resumed, carry the mark of another."""
     state, settings = tmp_path / "state.safetensors", RECIPE | dict(steps=2)
