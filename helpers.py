@@ -21,6 +21,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     viewers        grids, graphs, film strips, maps, histograms, curves
     viewer_3d      molecules to turn
     sampling       any number of molecules to a file
+    benchmark      every shipped generator over several seeds: README's table
     exercises/     the checks: `checking`, then one file per notebook
     notebooks      set-up check; run and save a notebook; repeat a study
     cli            the command line, `python helpers.py --help`

@@ -118,7 +118,7 @@ def _current_entry(entry):
 
     In checkpoints from the time when the course was one module, helpers, it becomes the class's room of today.
     """
-    if not isinstance(entry, list) or entry[0] != "helpers":
+    if not isinstance(entry, list) or entry[:1] != ["helpers"]:
         return entry
     room = _ROOMS_OF_OLD_CLASSES.get(entry[1], "models")
     return [f"molecule_diffusion.{room}", entry[1]]

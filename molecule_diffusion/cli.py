@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from molecule_diffusion.benchmark import make_benchmark
 from molecule_diffusion.conditions import CONDITION_TARGETS, make_conditions
 from molecule_diffusion.evaluation import evaluate, make_framing, make_reference, text_table
 from molecule_diffusion.notebooks import run_notebook, run_study
@@ -58,6 +59,9 @@ def _parser():
     command.add_argument("parts", nargs="*", help="of the study; all by default")
     commands.add_parser("reference", help="make data/reference.npz and data/results/framing.json")
     commands.add_parser("conditions", help="write QM9 as data/qm9_conditions.h5 and .csv, about three minutes")
+    commands.add_parser(
+        "benchmark", help="score every shipped generator over five seeds: README's table, about an hour"
+    )
     commands.add_parser("figures", help="make the figures in figs/")
     return parser
 
@@ -98,5 +102,6 @@ COMMANDS = {
     "study": lambda options: run_study(options.number, options.parts),
     "reference": _reference,
     "conditions": lambda options: make_conditions(),
+    "benchmark": lambda options: make_benchmark(),
     "figures": lambda options: make_figures(),
 }

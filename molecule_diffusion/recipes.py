@@ -76,6 +76,7 @@ class Recipe:
         component: the trained network's name in it. The pipeline is made of this, of the parts and of its scheduler:
             `pipeline(denoiser=…, vae=…, scheduler=…)`.
         sampler: function () -> its scheduler; None for a pipeline without one.
+        restarts: of the pipeline's config: what it does after the last step, see `read_restarts`.
         monitor: function (pipeline) -> dict, called at CURVE_POINTS of the training.
         score: function (pipeline, n, seed) -> dict, the metrics on the card; it takes the arguments of `fast` too.
         fast: arguments of a second, faster setting that the card reports too, chosen on validation; None for none.
@@ -88,6 +89,7 @@ class Recipe:
     monitor: Callable
     score: Callable
     sampler: Callable | None = None
+    restarts: list = field(default_factory=list)
     fast: dict | None = None
 
     def assemble(self, network, parts):
@@ -95,6 +97,7 @@ class Recipe:
         components = {self.component: network, **parts}
         if self.sampler is not None:
             components["scheduler"] = self.sampler()
+            components["restarts"] = self.restarts
         return self.pipeline(**components)
 
 
@@ -187,12 +190,11 @@ RECIPES = {
     "graph_ddpm": Recipe(
         settings=dict(
             model=dict(width=512, hidden=1024, depth=5, time_dim=128),
-            steps=120_000,
-            hold=90_000,
+            steps=40_000,
             batch_size=512,
             learning_rate=1e-3,
             warmup=300,
-            ema_decay=0.9998,
+            ema_decay=0.9995,
         ),
         prepare=prepare_graph_ddpm,
         pipeline=GraphDDPMPipeline,

@@ -62,6 +62,9 @@ def score_for_card(pipe, n, seed, asked=(), **arguments):
         value = arguments.get(key, default_argument(pipe, key))
         if value is not None:
             metrics[key] = value
+    if "scheduler" in pipe.components:
+        stages = pipe.stages(metrics["num_inference_steps"], arguments.get("restarts"))
+        metrics["network_calls"] = sum(done for _, _, done in stages)
     return metrics | {"cpu_ms_per_molecule": round(1000 * cpu / n, 2), "sampling_machine": machine()}
 
 

@@ -1,0 +1,223 @@
+"""Every shipped generator and setting, scored over several seeds: the table in README, the figure beside it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from diffusers import DDPMScheduler
+
+from molecule_diffusion.checkpoints import load_pipeline, machine
+from molecule_diffusion.checks import check_count
+from molecule_diffusion.drawing import COLOURS
+from molecule_diffusion.evaluation import evaluate, random_graphs
+from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT, atomic, read_json, write_json
+from molecule_diffusion.qm9 import shared_qm9
+from molecule_diffusion.recipes import RECIPES
+from molecule_diffusion.schedules import NOISE_SCHEDULE
+
+BENCHMARK = RESULTS / "benchmark.json"
+FIGURE = ROOT / "figs" / "benchmark.png"
+README = ROOT / "README.md"
+MARKS = ("<!-- made by: python helpers.py benchmark -->", "<!-- end of what the benchmark made -->")
+
+
+@dataclass
+class Setting:
+    """One row of the benchmark.
+
+    Attributes:
+        label: in the table.
+        checkpoint: its name; None for the rows that frame the table.
+        arguments: of the pipeline's call.
+        scheduler: function () -> scheduler in place of the checkpoint's own; None keeps it.
+    """
+
+    label: str
+    checkpoint: str | None = None
+    arguments: dict = field(default_factory=dict)
+    scheduler: Callable | None = None
+
+
+def stock_scheduler():
+    """What a textbook takes for latent diffusion: diffusers' DDPMScheduler, without clipping."""
+    return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)
+
+
+TRAINING_MOLECULES, RANDOM_GRAPHS = "training molecules (the floor)", "random graphs"
+
+
+def settings():
+    """The rows of the benchmark, in order: a list of Setting."""
+    rows = [Setting(TRAINING_MOLECULES)]
+    for name, recipe in RECIPES.items():
+        if name == "property_oracle":  # it generates nothing
+            continue
+        rows.append(Setting(name, name))
+        if recipe.fast is not None:
+            rows.append(Setting(f"{name}, fast setting", name, recipe.fast))
+        if name == "latent_diffusion":
+            arguments = {"num_inference_steps": 100, "restarts": []}
+            rows.append(Setting(f"{name}, stock DDPMScheduler", name, arguments, stock_scheduler))
+    return [*rows, Setting(RANDOM_GRAPHS)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_benchmark(num_molecules=10_000, num_seeds=5):
+    """Score every setting with the seeds 0, 1, …; write data/results/benchmark.json, the figure and README's table.
+
+    Scores that are there already, of the same weights and arguments, are kept, so a run that was stopped goes on.
+    """
+    from tqdm.auto import tqdm
+
+    check_count("num_molecules", num_molecules)
+    check_count("num_seeds", num_seeds)
+    known = read_json(BENCHMARK)["rows"] if BENCHMARK.exists() else []
+    rows = []
+    for setting in tqdm(settings(), desc="benchmark", unit="setting"):
+        for seed in range(num_seeds):
+            key = {"label": setting.label, "N": num_molecules, "seed": seed, "made_of": fingerprint(setting)}
+            row = next((row for row in known if key.items() <= row.items()), None)
+            if row is None:
+                row = key | measure(setting, num_molecules, seed)
+                known.append(row)
+                write_json(BENCHMARK, {"machine": machine(), "rows": known})
+            rows.append(row)
+    write_json(BENCHMARK, {"machine": machine(), "rows": rows})  # without those of former weights
+    with atomic(FIGURE) as part:
+        benchmark_figure().savefig(part, format="png", dpi=100, bbox_inches="tight")
+    write_readme()
+
+
+def fingerprint(setting):
+    """What a setting's scores depend on, in 16 letters: the checkpoint's files and the arguments."""
+    content = [setting.arguments]
+    if setting.checkpoint is not None:
+        content.append(read_json(CHECKPOINTS / setting.checkpoint / "card.json")["sha256"])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def measure(setting, n, seed):
+    """The scores of one setting with one seed: a dict."""
+    if setting.checkpoint is None:
+        qm9 = shared_qm9()
+        molecules = random_graphs(n, seed=seed)
+        if setting.label == TRAINING_MOLECULES:
+            rows = np.random.default_rng(seed).choice(qm9.train, n)  # with replacement, as an ideal sampler draws
+            molecules = qm9.atoms[rows], qm9.bonds[rows]
+        return evaluate(molecules).as_dict() | {"seed": seed}
+    pipe = load_pipeline(setting.checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    if setting.scheduler is not None:
+        pipe.scheduler = setting.scheduler()
+    return RECIPES[setting.checkpoint].score(pipe, n=n, seed=seed, **setting.arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Showing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summaries():
+    """The benchmark's rows, one for each setting: label -> {metric: (mean, standard deviation over the seeds)}."""
+    rows = read_json(BENCHMARK)["rows"]
+    found = {}
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        found[label] = {"N": own[0]["N"], "seeds": len(own)}
+        for metric in ("valid", "unique", "novel", "fcd", "cpu_ms_per_molecule", "network_calls"):
+            values = [row[metric] for row in own if row.get(metric) is not None]
+            if values:
+                found[label][metric] = float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0
+    return found
+
+
+def _cell(summary, metric, factor, digits):
+    """A mean and its spread as a cell; a dash where nothing was measured."""
+    if metric not in summary:
+        return "–"
+    mean, spread = summary[metric]
+    return f"{factor * mean:.{digits}f} ± {factor * spread:.{digits}f}"
+
+
+def benchmark_table():
+    """README's table as Markdown."""
+    found = summaries()
+    first = next(iter(found.values()))
+    lines = [
+        f"Strict scores at N = {first['N']:,}, mean ± standard deviation over {first['seeds']} seeds: nothing is "
+        f"repaired, every draw is counted. Sampled on {read_json(BENCHMARK)['machine']}.",
+        "",
+        "| molecules | valid % | unique % | novel % | FCD | network calls | CPU-ms per molecule | training minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    minutes = {name: _training_minutes(name) for name in RECIPES}
+    for label, summary in found.items():
+        cells = [_cell(summary, metric, 100, 1) for metric in ("valid", "unique", "novel")]
+        cells.append(_cell(summary, "fcd", 1, 3))
+        cells.append(f"{summary['network_calls'][0]:.0f}" if "network_calls" in summary else "–")
+        cells.append(f"{summary['cpu_ms_per_molecule'][0]:.1f}" if "cpu_ms_per_molecule" in summary else "–")
+        name, comma, rest = label.partition(",")
+        cells.append(minutes.get(name, "–"))
+        shown = f"`{name}`{comma}{rest}" if name in RECIPES else label
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _training_minutes(name):
+    return f"{read_json(CHECKPOINTS / name / 'card.json')['training_seconds'] / 60:.0f}"
+
+
+def write_readme():
+    """Put the table between its two marks in README.md."""
+    text = README.read_text(encoding="utf-8")
+    head, start, rest = text.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    if not start or not end:
+        raise ValueError(f"README.md lacks the lines {MARKS[0]} and {MARKS[1]}, between which the table stands")
+    with atomic(README) as part:
+        part.write_text(f"{head}{start}\n{benchmark_table()}\n{end}{tail}", encoding="utf-8")
+
+
+def benchmark_figure():
+    """Invalid molecules and FCD against CPU time, ours filled, published ones open, as a matplotlib figure."""
+    from matplotlib import pyplot as plt
+
+    found = summaries()
+    published = [row for row in read_json(RESULTS / "published.json") if "cpu_ms_per_molecule" in row]
+    fig, panels = plt.subplots(1, 2, figsize=(11, 4.2))
+    for axes, metric, label in zip(panels, ("invalid", "fcd"), ("not valid, %", "FCD")):
+        for colour, (name, summary) in zip(COLOURS.values(), _generators(found).items()):
+            mean, spread = _as_drawn(summary, metric)
+            axes.errorbar(summary["cpu_ms_per_molecule"][0], mean, spread, fmt="o", color=colour, label=name, capsize=3)
+        for row in published:
+            mean = 100 * (1 - row["valid"]) if metric == "invalid" and row["valid"] is not None else row["fcd"]
+            if metric == "invalid" and row["valid"] is None:
+                continue
+            axes.plot(row["cpu_ms_per_molecule"], mean, "o", mfc="none", color="#777777")
+            name = f"{row['model']} (N = {row['N']:,})"
+            axes.annotate(name, (row["cpu_ms_per_molecule"], mean), fontsize=8, ha="right", va="bottom")
+        floor = _as_drawn(found[TRAINING_MOLECULES], metric)[0]
+        axes.axhline(max(floor, 0.01), color="#777777", ls=":", lw=1)
+        axes.set(xscale="log", yscale="log", xlabel="CPU-milliseconds per molecule", ylabel=label)
+        axes.grid(alpha=0.3, which="both")
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.16), frameon=False)
+    return fig
+
+
+def _generators(found):
+    return {label: summary for label, summary in found.items() if "cpu_ms_per_molecule" in summary}
+
+
+def _as_drawn(summary, metric):
+    """Mean and spread of a metric as the figure shows it."""
+    if metric == "invalid":
+        mean, spread = summary["valid"]
+        return 100 * (1 - mean), 100 * spread
+    return summary[metric]
