@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,8 @@ class TrainingError(RuntimeError):
 def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_steps=()):
     """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
 
-    Runs on a CPU, on a GPU, and on several processes through `accelerate launch`. Every step seeds its own random
+    Runs on a CPU, on a GPU, and on several processes through `accelerate launch`, as one process with a batch as large
+    as all of theirs. Every step seeds its own random
     numbers, so a run that was stopped and resumed ends with the same weights as one that was not.
 
     Args:
@@ -56,7 +58,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
 
     _check_training(data, settings, seed)
     steps = settings["steps"]
-    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no", cpu=several_on_cpu)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
@@ -72,11 +75,10 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     with bar, torch.random.fork_rng(), _noted_interrupts() as interrupts:
         for step in range(progress.step, steps):
             started = time.perf_counter()
-            _seed_step(seed, step, accelerator.process_index)
+            rows = _draw_rows(len(data[0]), settings["batch_size"], seed, step, accelerator)
             rate = learning_rate(settings, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows = torch.randint(len(data[0]), (settings["batch_size"],)).to(accelerator.device)
             with accelerator.autocast():
                 value = loss(model, *(column[rows] for column in data))
             _check_finite(value.item(), step, rate, state)
@@ -121,6 +123,20 @@ def _check_training(data, settings, seed):
             f"training data of lengths {lengths} with batch_size={settings['batch_size']}: "
             "expected equal lengths of at least one batch"
         )
+
+
+def _draw_rows(number, batch_size, seed, step, accelerator):
+    """Which of the data a process learns from in a step; torch's random numbers are then its own for the rest of it.
+
+    All processes draw the rows of all of them and take their share, so that together they learn from what one process
+    with as large a batch would have drawn.
+    """
+    process = accelerator.process_index
+    _seed_step(seed, step, 0)
+    rows = torch.randint(number, (batch_size * accelerator.num_processes,))
+    if process > 0:
+        _seed_step(seed, step, process)
+    return rows[process * batch_size : (process + 1) * batch_size].to(accelerator.device)
 
 
 def _seed_step(seed, step, process):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -404,3 +405,50 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch, saved_at_every_
         tiny_fit(state)
     monkeypatch.undo()
     assert torch.equal(tiny_fit(state)[0].weight, tiny_fit()[0].weight)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+SEVERAL = """
+import os, sys, torch, helpers
+from torch import nn
+from torch.nn import functional as F
+from molecule_diffusion import training
+
+training.bf16_is_fast = lambda: False  # its rounding would differ between one sum and two
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+    def forward(self, x):
+        return self.layer(x)
+
+torch.manual_seed(0)
+x = torch.randn(200, 3)
+model = Line()
+settings = dict(steps=30, batch_size=int(sys.argv[2]), learning_rate=0.05, warmup=1, ema_decay=0.9)
+state = sys.argv[1] + ".safetensors"
+model, _ = helpers.fit(model, lambda model, x: F.mse_loss(model(x), x.sum(1, keepdim=True)), [x], settings, 0, state)
+if int(os.environ.get("RANK", 0)) == 0:
+    torch.save(model.state_dict(), sys.argv[1])
+"""
+
+
+def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path, run_python):
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--rdzv_backend", "c10d"]
+    environment = os.environ | {"PYTHONPATH": str(helpers.ROOT), "OMP_NUM_THREADS": "1"}
+    one = run_python(script, tmp_path / "one", 16, env=environment)
+    two = run_python(*launch, script, tmp_path / "two", 8, env=environment)
+    half = run_python(script, tmp_path / "half", 8, env=environment)
+    for result in (one, two, half):
+        assert result.returncode == 0, result.stderr
+    one, two, half = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two", "half"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3)
+        assert not torch.allclose(one[name], half[name], atol=1e-2)
