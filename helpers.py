@@ -22,6 +22,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     viewer_3d      molecules to turn
     sampling       any number of molecules to a file
     benchmark      every shipped generator over several seeds: README's table
+    curve          every generator after so many minutes of training
     exercises/     the checks: `checking`, then one file per notebook
     notebooks      set-up check; run and save a notebook; repeat a study
     cli            the command line, `python helpers.py --help`

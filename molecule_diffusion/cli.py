@@ -6,6 +6,7 @@ from pathlib import Path
 
 from molecule_diffusion.benchmark import make_benchmark
 from molecule_diffusion.conditions import CONDITION_TARGETS, make_conditions
+from molecule_diffusion.curve import make_curve
 from molecule_diffusion.evaluation import evaluate, make_framing, make_reference, text_table
 from molecule_diffusion.notebooks import run_notebook, run_study
 from molecule_diffusion.recipes import RECIPES, score_checkpoint, train
@@ -62,6 +63,7 @@ def _parser():
     commands.add_parser(
         "benchmark", help="score every shipped generator over five seeds: README's table, about an hour"
     )
+    commands.add_parser("curve", help="quality after 1 to 60 minutes of training, about four hours")
     commands.add_parser("figures", help="make the figures in figs/")
     return parser
 
@@ -103,5 +105,6 @@ COMMANDS = {
     "reference": _reference,
     "conditions": lambda options: make_conditions(),
     "benchmark": lambda options: make_benchmark(),
+    "curve": lambda options: make_curve(),
     "figures": lambda options: make_figures(),
 }

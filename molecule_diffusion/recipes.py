@@ -120,9 +120,10 @@ def prepare_graph_ddpm(settings):
     return Ingredients(GraphDenoiser(**settings["model"]), graph_diffusion_loss, [x_0])
 
 
-def prepare_latent_diffusion(settings):
-    """A LatentDenoiser, and the latents of the training split in the shipped TokenVAE."""
-    vae = load_pipeline("token_vae").vae
+def prepare_latent_diffusion(settings, vae=None):
+    """A LatentDenoiser, and the latents of the training split in a TokenVAE, by default the shipped one."""
+    if vae is None:
+        vae = load_pipeline("token_vae").vae
     network = LatentDenoiser(**settings["model"])
     z = network.set_latents(vae, encode_graphs(vae, *graph_tensors(shared_qm9().train)))
     return Ingredients(network, diffusion_loss, [z], {"vae": vae})
