@@ -1,6 +1,7 @@
 """Every shipped generator and setting, scored over several seeds: the table in README, the figure beside it."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,23 +69,25 @@ def settings():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_benchmark(num_molecules=10_000, num_seeds=5):
+def make_benchmark(num_molecules=10_000, num_guard=1000, num_seeds=5):
     """Score every setting with the seeds 0, 1, …; write data/results/benchmark.json, the figure and README's table.
 
-    Scores that are there already, of the same weights and arguments, are kept, so a run that was stopped goes on.
+    Each setting is also scored at N = num_guard: the tests draw as many and compare, see `summaries`. Scores that are
+    there already, of the same weights and arguments, are kept, so a run that was stopped goes on.
     """
     from tqdm.auto import tqdm
 
     check_count("num_molecules", num_molecules)
+    check_count("num_guard", num_guard)
     check_count("num_seeds", num_seeds)
     known = read_json(BENCHMARK)["rows"] if BENCHMARK.exists() else []
     rows = []
     for setting in tqdm(settings(), desc="benchmark", unit="setting"):
-        for seed in range(num_seeds):
-            key = {"label": setting.label, "N": num_molecules, "seed": seed, "made_of": fingerprint(setting)}
+        for n, seed in itertools.product((num_molecules, num_guard), range(num_seeds)):
+            key = {"label": setting.label, "N": n, "seed": seed, "made_of": fingerprint(setting)}
             row = next((row for row in known if key.items() <= row.items()), None)
             if row is None:
-                row = key | measure(setting, num_molecules, seed)
+                row = measure(setting, n, seed) | key
                 known.append(row)
                 write_json(BENCHMARK, {"machine": machine(), "rows": known})
             rows.append(row)
@@ -123,13 +126,17 @@ def measure(setting, n, seed):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def summaries():
-    """The benchmark's rows, one for each setting: label -> {metric: (mean, standard deviation over the seeds)}."""
+def summaries(n=None):
+    """The benchmark's rows, one for each setting: label -> {metric: (mean, standard deviation over the seeds)}.
+
+    n: of which number of molecules; None takes the largest.
+    """
     rows = read_json(BENCHMARK)["rows"]
+    n = max(row["N"] for row in rows) if n is None else n
     found = {}
     for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        found[label] = {"N": own[0]["N"], "seeds": len(own)}
+        own = [row for row in rows if row["label"] == label and row["N"] == n]
+        found[label] = {"N": n, "seeds": len(own)}
         for metric in ("valid", "unique", "novel", "fcd", "cpu_ms_per_molecule", "network_calls"):
             values = [row[metric] for row in own if row.get(metric) is not None]
             if values:

@@ -42,10 +42,13 @@ def test_every_generator_and_its_fast_setting_is_measured():
 
 
 def test_what_is_measured_and_made_of_it(small, monkeypatch):
-    benchmark.make_benchmark(num_molecules=60, num_seeds=2)
-    rows = json.loads(benchmark.BENCHMARK.read_text())["rows"]
+    benchmark.make_benchmark(num_molecules=60, num_guard=20, num_seeds=2)
+    every = json.loads(benchmark.BENCHMARK.read_text())["rows"]
+    assert [row["N"] for row in every] == [60, 60, 20, 20] * 4
+    assert benchmark.summaries(20)["token_vae"]["N"] == 20 != benchmark.summaries()["token_vae"]["N"]
+    rows = [row for row in every if row["N"] == 60]
     assert [(row["label"], row["seed"]) for row in rows] == [(setting.label, k) for setting in small for k in (0, 1)]
-    assert all(row["N"] == 60 for row in rows) and rows[0]["valid"] == 1 and rows[2]["fcd"] != rows[3]["fcd"]
+    assert rows[0]["valid"] == 1 and rows[2]["fcd"] != rows[3]["fcd"]
     assert rows[4]["network_calls"] == 13 and "network_calls" not in rows[2]
     assert benchmark.FIGURE.read_bytes().startswith(b"\x89PNG")
     text = benchmark.README.read_text()
@@ -59,13 +62,13 @@ def test_what_is_measured_and_made_of_it(small, monkeypatch):
     measured = []
     monkeypatch.setattr(benchmark, "measure", lambda setting, n, seed: measured.append(setting.label) or rows[4])
     small[2].arguments["num_inference_steps"] = 11
-    benchmark.make_benchmark(num_molecules=60, num_seeds=2)
-    assert measured == [small[2].label] * 2
-    assert len(json.loads(benchmark.BENCHMARK.read_text())["rows"]) == 8
+    benchmark.make_benchmark(num_molecules=60, num_guard=20, num_seeds=2)
+    assert measured == [small[2].label] * 4
+    assert len(json.loads(benchmark.BENCHMARK.read_text())["rows"]) == 16
 
 
 def test_a_readme_without_its_marks_is_left_alone(small):
-    benchmark.make_benchmark(num_molecules=20, num_seeds=1)
+    benchmark.make_benchmark(num_molecules=20, num_guard=10, num_seeds=1)
     benchmark.README.write_text("nothing of it")
     with pytest.raises(ValueError, match="README.md lacks the lines <!-- made by"):
         benchmark.write_readme()
