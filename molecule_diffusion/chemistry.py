@@ -195,9 +195,12 @@ def pairs_from_matrix(bonds):
 
 
 def count_hydrogens(atoms, bonds):
-    """Hydrogens on each atom: what its bonds leave of its valence C 4, N 3, O 2, F 1. Shapes: (9,), (9, 9) -> (9,)."""
-    if atoms.shape != (MAX_ATOMS,) or bonds.shape != (MAX_ATOMS, MAX_ATOMS):
-        raise ValueError(f"atoms {atoms.shape} and bonds {bonds.shape}: expected (9,) and (9, 9), one molecule")
+    """Hydrogens on each atom: what its bonds leave of its valence C 4, N 3, O 2, F 1.
+
+    Shapes: atoms (..., 9), bonds (..., 9, 9) -> (..., 9).
+    """
+    if atoms.shape[-1:] != (MAX_ATOMS,) or bonds.shape != (*atoms.shape, MAX_ATOMS):
+        raise ValueError(f"atoms {atoms.shape} and bonds {bonds.shape}: expected (..., 9) and (..., 9, 9)")
     return _VALENCES[atoms] - bonds.sum(-1)
 
 

@@ -384,11 +384,12 @@ def test_pairs_are_of_a_matrix(bonds):
         helpers.pairs_from_matrix(bonds)
 
 
-def test_hydrogens_are_counted_on_one_molecule():
+def test_hydrogens_are_counted_on_one_molecule_or_many():
     atoms, bonds = helpers.to_graphs(["C=O", "CC"])
     assert helpers.count_hydrogens(atoms[0], bonds[0])[:2].tolist() == [2, 0]
-    for wrong in ((bonds[0], atoms[0]), (atoms, bonds)):
-        with pytest.raises(ValueError, match=r"expected \(9,\) and \(9, 9\), one molecule"):
+    assert helpers.count_hydrogens(atoms, bonds)[:, :2].tolist() == [[2, 0], [3, 3]]
+    for wrong in ((bonds[0], atoms[0]), (bonds, atoms), (atoms[0], bonds)):
+        with pytest.raises(ValueError, match=r"expected \(\.\.\., 9\) and \(\.\.\., 9, 9\)"):
             helpers.count_hydrogens(*wrong)
 
 
