@@ -5,7 +5,7 @@ import copy
 import torch
 
 from molecule_diffusion.checkpoints import machine
-from molecule_diffusion.drawing import COLOURS
+from molecule_diffusion.drawing import COLOURS, figure_png
 from molecule_diffusion.evaluation import evaluate
 from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
 from molecule_diffusion.recipes import RECIPES, prepare_latent_diffusion
@@ -36,7 +36,7 @@ def make_curve(minutes=MINUTES, num_molecules=10_000, seed=0):
             rows.append(key | {"seconds": round(spent, 1)} | found)
             write_json(CURVE, {"machine": machine(), "rows": rows})
     with atomic(FIGURE) as part:
-        curve_figure().savefig(part, format="png", dpi=100, bbox_inches="tight")
+        part.write_bytes(figure_png(curve_figure()))
 
 
 def train_for(name, seconds, seed=0):

@@ -28,6 +28,7 @@ from molecule_diffusion.chemistry import (
     to_mols,
     verdict,
 )
+from molecule_diffusion.conditions import CONDITION_TARGETS
 from molecule_diffusion.files import DATA, MADE, RESULTS, atomic, read_json, read_npz, write_json
 from molecule_diffusion.models import encode_graphs
 from molecule_diffusion.pipelines import MoleculeOutput
@@ -240,6 +241,13 @@ def make_reference():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def training_molecules(n, seed):
+    """n training molecules, drawn with replacement as an ideal sampler would: atoms int8 (n, 9), bonds (n, 9, 9)."""
+    qm9 = shared_qm9()
+    rows = np.random.default_rng(seed).choice(qm9.train, n)
+    return qm9.atoms[rows], qm9.bonds[rows]
+
+
 def random_graphs(n, seed=0):
     """Graphs that know QM9's atoms and how many bonds of each order there are, but not where bonds belong.
 
@@ -294,10 +302,8 @@ def compute_framing(n):
     """The framing rows at N = n, computed."""
     from tqdm.auto import tqdm
 
-    qm9 = shared_qm9()
-    rows = np.random.default_rng(1).choice(qm9.train, n)  # with replacement, as an ideal sampler would draw
     with tqdm(total=2, desc=f"rows that frame a table at N = {n:,}", unit=" rows") as bar:
-        training = evaluate((qm9.atoms[rows], qm9.bonds[rows]), "training molecules")
+        training = evaluate(training_molecules(n, seed=1), "training molecules")
         bar.update()
         noise = evaluate(random_graphs(n, seed=1), "random graphs")
         bar.update()
@@ -359,7 +365,7 @@ def obedience(output, condition):
     Args: output: MoleculeOutput of N molecules; condition: dict with type or part or both: a name, or N names.
     Returns: dict with type_obeyed (a share of the valid ones, averaged over classes), type_by_class, and so for part.
     """
-    if unknown := sorted(map(str, condition.keys() - {"type", "part", "gap", "mu", "logP", "QED"})):
+    if unknown := sorted(map(str, condition.keys() - {"type", "part", *CONDITION_TARGETS})):
         raise ValueError(f"unknown condition {quoted(unknown[0])}; obedience is counted for type and part")
     valid, found, result = output.valid, describe(output.valid_smiles), {}
     for key, known in (("type", TYPES), ("part", PARTS)):

@@ -62,18 +62,15 @@ class MoleculePipeline(DiffusionPipeline):
         Together they are the molecules that one call with the same generator and batch size returns.
         Args: as of the call. What is given for each molecule (latents, the values of a condition) is given for all.
         """
-        check_count("num_molecules", num_molecules)
-        check_count("batch_size", batch_size)
+        batches = _slices(num_molecules, batch_size)
         for name, value in arguments.items():
             _check_lengths(name, value, num_molecules)
-        for batch in _slices(num_molecules, batch_size):
+        for batch in batches:
             own = {name: _part_of(value, batch) for name, value in arguments.items()}
             yield self(batch.stop - batch.start, batch_size=batch_size, generator=generator, **own)
 
     def batches(self, num_molecules, batch_size):
         """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
-        check_count("num_molecules", num_molecules)
-        check_count("batch_size", batch_size)
         return list(_slices(num_molecules, batch_size))
 
     def noise(self, batch, shape, generator):
@@ -198,9 +195,14 @@ class MoleculePipeline(DiffusionPipeline):
 
 
 def _slices(num_molecules, batch_size):
-    """The slices of 0 .. num_molecules - 1, one after the other, for there may be very many."""
-    for start in range(0, num_molecules, batch_size):
-        yield slice(start, min(start + batch_size, num_molecules))
+    """The slices of 0 .. num_molecules - 1, one after the other, for there may be very many.
+
+    Raises: ValueError at once for what are no counts.
+    """
+    check_count("num_molecules", num_molecules)
+    check_count("batch_size", batch_size)
+    starts = range(0, num_molecules, batch_size)
+    return (slice(start, min(start + batch_size, num_molecules)) for start in starts)
 
 
 def _part_of(value, batch):
@@ -281,6 +283,7 @@ class GraphDDPMPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, (GRAPH_SIZE,), generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
+                    extra = self.step_arguments(scheduler, generator)
                     x = self.begin(scheduler, x, noise, timesteps)
                     for t in timesteps:
                         # 1. what was x_0? the network reads x_t and its own last guess
@@ -288,7 +291,7 @@ class GraphDDPMPipeline(MoleculePipeline):
                         guess = expected_graph(logits).to(x.dtype)
                         # 2. x_t -> x_{t-1}
                         x_t = x
-                        x = scheduler.step(guess, t, x_t, **self.step_arguments(scheduler, generator)).prev_sample
+                        x = scheduler.step(guess, t, x_t, **extra).prev_sample
                         seen = {"latents": x, "x_t": x_t, "prediction": guess}
                         x = self.end_step(callback_on_step_end, step, t, seen)
                         step += 1
@@ -358,13 +361,14 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, shape, generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
+                    extra = self.step_arguments(scheduler, generator)
                     z = self.begin(scheduler, z, noise, timesteps)
                     for t in timesteps:
                         # 1. what does the network say about z_t? the diffusion prior replaces this method
                         v = self.predict(scheduler.scale_model_input(z, t), t, batch)
                         # 2. z_t -> z_{t-1}
                         z_t = z
-                        z = scheduler.step(v, t, z_t, **self.step_arguments(scheduler, generator)).prev_sample
+                        z = scheduler.step(v, t, z_t, **extra).prev_sample
                         z = self.end_step(callback_on_step_end, step, t, {"latents": z, "x_t": z_t, "prediction": v})
                         step += 1
                         bar.update()

@@ -70,7 +70,6 @@ SCHEDULERS["v_prediction"] = (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
-
 HEUN_STEPS = 50  # with fewer, Heun's method is unstable at the noisy end: 18 % valid latent samples at 20 steps
 
 

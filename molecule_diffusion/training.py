@@ -34,8 +34,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
 
     Runs on a CPU, on a GPU, and on several processes through `accelerate launch`, as one process with a batch as large
-    as all of theirs. Every step seeds its own random
-    numbers, so a run that was stopped and resumed ends with the same weights as one that was not.
+    as all of theirs. Every step seeds its own random numbers, so a run that was stopped and resumed ends with the same
+    weights as one that was not.
 
     Args:
         model: nn.Module, trained in place.
