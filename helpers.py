@@ -2,7 +2,7 @@
 
 The rooms are the files of `molecule_diffusion/`, in the order in which data flows; each imports only from those above.
 
-    checks         what every room asks of its arguments
+    checks         what every room asks of its arguments; which of how many processes this is
     files          paths, atomic writes, checksums
     chemistry      graph <-> RDKit <-> SMILES, what counts as valid, types and parts of molecules, their properties
     qm9            all of QM9: graphs, targets, the fixed split, geometries, PyTorch Geometric's `Data`

@@ -1,4 +1,6 @@
-"""What every room asks of its arguments: counts, seeds, lists; and how much of a wrong one an error message quotes."""
+"""What every room asks of its arguments and surroundings: counts, seeds, lists, processes; how errors quote them."""
+
+import os
 
 import numpy as np
 import torch
@@ -49,6 +51,17 @@ def check_smiles_list(name, values):
         return list(values)
     except TypeError:
         raise ValueError(f"{name}({quoted(values)}): expected a list of SMILES") from None
+
+
+def this_process():
+    """Which of how many processes this is, (rank from 0, number), by the variables that `accelerate launch` sets.
+
+    Raises: ValueError for a rank that there is not.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: expected process RANK, from 0, of WORLD_SIZE")
+    return int(rank), int(world)
 
 
 def check_finite(name, *tensors):

@@ -4,7 +4,6 @@ A new checkpoint is a new entry of RECIPES (and its network in the room `models`
 """
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
 from molecule_diffusion.checkpoints import load_pipeline, save_checkpoint, update_card
-from molecule_diffusion.checks import check_count, check_seed
+from molecule_diffusion.checks import check_count, check_seed, this_process
 from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, condition_table
 from molecule_diffusion.encodings import graph_vector
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, write_json
@@ -296,7 +295,8 @@ def train(name, seed=0, steps=None):
     network, history = fit(made.network, made.loss, made.data, settings, seed, state, monitor, marks)
     shipped = settings == recipe.settings and seed == 0
     folder = CHECKPOINTS if shipped else TRAINING / run
-    if int(os.environ.get("RANK", 0)) == 0:  # one of several processes writes
+    rank, _ = this_process()
+    if rank == 0:  # one of several processes writes
         curve = [entry for entry in history if entry["step"] in marks]
         write_json((RESULTS if shipped else folder) / f"{name}_curve.json", curve)
         pipe = recipe.assemble(network.cpu(), made.parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from molecule_diffusion.checkpoints import load_pipeline
-from molecule_diffusion.checks import check_count, check_seed, quoted
+from molecule_diffusion.checks import check_count, check_seed, quoted, this_process
 from molecule_diffusion.chemistry import describe
 from molecule_diffusion.files import read_json, write_json
 from molecule_diffusion.viewer_3d import with_geometry
@@ -57,7 +57,7 @@ def sample_to_file(name, num_molecules, path, seed=0, **arguments):
     path = Path(path)
     if path.suffix not in WRITERS:
         raise ValueError(f"{path.name}: expected a file that ends in {', '.join(WRITERS)}")
-    rank, world = _process()
+    rank, world = this_process()
     if world > 1:
         path = path.with_stem(f"{path.stem}-{rank + 1}-of-{world}")
     if path.is_dir():
@@ -79,14 +79,6 @@ def sample_to_file(name, num_molecules, path, seed=0, **arguments):
         raise KeyboardInterrupt(f"stopped after {unfinished.drawn:,} molecules; the same call goes on there") from None
     unfinished.finish()
     return Sampled(path, unfinished.drawn, unfinished.written)
-
-
-def _process():
-    """Which of how many processes this is, by the variables that `accelerate launch` sets."""
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
-        raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: expected process RANK, from 0, of WORLD_SIZE")
-    return int(rank), int(world)
 
 
 def _check_arguments(pipe, name, arguments):

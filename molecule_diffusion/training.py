@@ -5,7 +5,6 @@ import copy
 import functools
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from molecule_diffusion.checks import check_count, check_seed
+from molecule_diffusion.checks import check_count, check_seed, this_process
 from molecule_diffusion.encodings import expected_graph, split_vector
 from molecule_diffusion.files import atomic
 from molecule_diffusion.models import summed_cross_entropy
@@ -43,7 +42,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
             with several processes only that call adds up their gradients.
         data: tensors of equal length; a batch is drawn from them with replacement.
         settings: dict, such as a Recipe's `settings`, with steps, batch_size (per process), learning_rate, warmup,
-            ema_decay, and hold and restart (steps) if there are any; what else it holds is only kept with the state.
+            ema_decay, and hold (a share of the steps) and restart (a step) if there are any, see `learning_rate`; what
+            else it holds is only kept with the state.
         seed: whole number.
         state: path of the file to resume from and to save to, every 30 s and after Ctrl-C; None keeps nothing.
         monitor: function (model) -> dict, called with the moving average.
@@ -58,7 +58,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
 
     _check_training(data, settings, seed)
     steps = settings["steps"]
-    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    _, processes = this_process()
+    several_on_cpu = processes > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no", cpu=several_on_cpu)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
@@ -182,12 +183,13 @@ def _entry_is_due(step, steps):
 
 
 def learning_rate(settings, step):
-    """Linear warm-up, the full rate until step `hold`, if any, then a cosine to 2 % (Hu et al., arXiv:2404.06395).
+    """Linear warm-up, the full rate for the share `hold` of the steps, then a cosine to 2 %.
 
-    After step `restart`, if there is one, a second cosine from half the rate (Loshchilov & Hutter, arXiv:1608.03983).
+    (Holding before the fall: Hu et al., arXiv:2404.06395.) After step `restart`, if there is one, a second cosine from
+    half the rate (Loshchilov & Hutter, arXiv:1608.03983).
     """
     restart = settings.get("restart", settings["steps"])
-    first, last, peak = settings.get("hold", 0), restart, 1
+    first, last, peak = settings.get("hold", 0) * restart, restart, 1
     if step >= restart:
         first, last, peak = restart, settings["steps"], 0.5
     warm = min(1, (step + 1) / max(1, settings["warmup"]))

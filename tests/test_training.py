@@ -255,6 +255,13 @@ def test_wrong_data_and_recipes_are_explained(arguments, message):
         tiny_fit(**arguments)
 
 
+def test_a_process_that_there_is_not_does_not_train(monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK=2 and WORLD_SIZE=2: expected process RANK"):
+        tiny_fit()
+
+
 @pytest.mark.parametrize(
     "changes, damage, message",
     [
@@ -289,7 +296,7 @@ def test_the_second_cosine_starts_from_half_the_rate():
 
 
 def test_the_rate_is_held_before_it_falls():
-    recipe = dict(steps=100, hold=70, learning_rate=1.0, warmup=10)
+    recipe = dict(steps=100, hold=0.7, learning_rate=1.0, warmup=10)
     rates = [training.learning_rate(recipe, step) for step in range(100)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and rates[10:71] == [1.0] * 61
     assert all(a > b for a, b in zip(rates[70:], rates[71:])) and rates[-1] < 0.03
