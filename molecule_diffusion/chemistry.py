@@ -268,6 +268,8 @@ def corrected_smiles(mol):
     While an atom has too many bonds its highest bond is lowered by one order; then only the largest fragment is kept.
     Returns None where even that fails (no atom at all).
     """
+    if not isinstance(mol, Chem.Mol):
+        raise ValueError(f"corrected_smiles({quoted(mol)}): expected an RDKit molecule, as to_mols makes them")
     mol = Chem.RWMol(mol)
     with rdBase.BlockLogs():
         while problems := [p for p in Chem.DetectChemistryProblems(mol) if p.GetType() == "AtomValenceException"]:

@@ -270,7 +270,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         values = self._one_for_each(key, asked, n)
         try:
             asked_for = np.array([np.inf if value is None else value for value in values], float)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{key}={quoted(asked)}: expected a number, or one for each molecule") from None
         given = np.array([value is not None for value in values])
         if not np.isfinite(asked_for[given]).all():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rdkit import Chem, rdBase
 
-from molecule_diffusion.checks import check_count, check_smiles_list, quoted
+from molecule_diffusion.checks import check_count, check_seed, check_smiles_list, quoted
 from molecule_diffusion.chemistry import (
     NO_ATOM,
     PAIRS,
@@ -247,6 +247,7 @@ def random_graphs(n, seed=0):
     Returns: atoms int8 (n, 9), bonds int8 (n, 9, 9).
     """
     check_count("n", n)
+    check_seed(seed)
     qm9 = shared_qm9()
     rng = np.random.default_rng(seed)
     rows = rng.choice(qm9.train, n)
@@ -367,6 +368,10 @@ def obedience(output, condition):
         names = {condition[key]} if isinstance(condition[key], str) else set(condition[key])
         if unknown := sorted(map(str, names - known.keys())):
             raise ValueError(f"unknown {key} {quoted(unknown[0])}; known ones: {', '.join(known)}")
+        if not isinstance(condition[key], str) and len(condition[key]) != len(output):
+            raise ValueError(
+                f"{len(condition[key])} values of {key} for {len(output)} molecules: expected one for each"
+            )
         asked = np.broadcast_to(np.array(condition[key], dtype=object), len(output))[valid]
         right = found[key].to_numpy() == asked
         by_class = {name: float(right[asked == name].mean()) for name in sorted(set(asked))}
@@ -378,8 +383,10 @@ def obedience(output, condition):
 @torch.no_grad()
 def reconstruction_accuracy(vae, atoms, bonds, batch_size=2000):
     """Share of graphs that the VAE returns exactly, every atom and bond, from the posterior's mean."""
+    z = encode_graphs(vae, atoms, bonds, batch_size)  # refuses what are no graphs
+    if not len(z):
+        raise ValueError("no graphs: expected at least one to reconstruct")
     atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
-    z = encode_graphs(vae, atoms, bonds, batch_size)
     exact = 0
     for some_atoms, some_bonds, some_z in zip(atoms.split(batch_size), bonds.split(batch_size), z.split(batch_size)):
         found_atoms, found_bonds = vae.decode_graphs(some_z.to(vae.device))
@@ -393,4 +400,5 @@ def exact_match(found, true):
     """Share of sequences found exactly: the largest entry of every row is the true one. Shapes: two (N, 1, L, W)."""
     if found.shape != true.shape or found.ndim != 4:
         raise ValueError(f"sequences of shapes {found.shape} and {true.shape}: expected two of one shape (N, 1, L, W)")
+    found, true = np.asarray(found), np.asarray(true)
     return (found.argmax(-1) == true.argmax(-1)).all((1, 2)).mean()

@@ -7,12 +7,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from molecule_diffusion.checks import check_finite
+from molecule_diffusion.checks import check_count, check_finite, quoted
 from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
     MAX_ATOMS,
     PAIRS,
+    check_graphs,
     mask_bonds,
     matrix_from_pairs,
     pairs_from_matrix,
@@ -111,6 +112,11 @@ def slerp(a, b, share):
 
     Between parallel vectors, where the sine below is 0, the way is straight.
     """
+    if a.ndim != 1 or a.shape != b.shape or np.ndim(share) > 0:
+        raise ValueError(
+            f"slerp between {tuple(a.shape)} and {tuple(b.shape)} with share={quoted(share)}: expected two vectors "
+            "(d,) and one number; flatten latents first"
+        )
     theta = torch.arccos(((a @ b) / (a.norm() * b.norm())).clamp(-1, 1))
     if torch.sin(theta) < 1e-6:
         return (1 - share) * a + share * b
@@ -182,7 +188,8 @@ def encode_graphs(vae, atoms, bonds, batch_size=2000):
 
     Shapes: atoms (N, 9), bonds (N, 9, 9), arrays or tensors -> float tensor (N, 9, latent_dim), on the CPU.
     """
-    atoms, bonds = torch.as_tensor(atoms), torch.as_tensor(bonds)
+    check_count("batch_size", batch_size)
+    atoms, bonds = map(torch.from_numpy, check_graphs(atoms, bonds))
     means = []
     for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):
         mean, _ = vae.encode(some_atoms.to(vae.device), some_bonds.to(vae.device))

@@ -171,7 +171,7 @@ class MoleculePipeline(DiffusionPipeline):
         if not torch.is_tensor(changed) or changed.shape != latents.shape:
             shape = tuple(changed.shape) if torch.is_tensor(changed) else quoted(changed)
             raise ValueError(f"the callback returned latents {shape}: expected a tensor of {tuple(latents.shape)}")
-        return changed
+        return changed.to(latents)
 
     def empty_output(self, num_molecules, latent_shape):
         """An output with room for all molecules, which `keep` fills batch by batch.

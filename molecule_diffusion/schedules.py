@@ -141,7 +141,7 @@ def posterior_mean(x_0, x_t, t, betas):
     """Mean of q(x_{t-1} | x_t, x_0) (eq. 7 of arXiv:2006.11239); t is one whole number, x_0 and x_t of one shape."""
     betas = torch.as_tensor(betas)
     alpha_bar = alpha_bars(betas)
-    if isinstance(t, bool) or int(t) != t or not 0 <= t < len(betas):
+    if isinstance(t, bool) or not 0 <= t < len(betas) or int(t) != t:
         raise ValueError(f"t={t}: expected a whole number; the schedule has the steps 0 to {len(betas) - 1}")
     before = alpha_bar[t - 1] if t > 0 else alpha_bar.new_ones(())
     weight_0 = before.sqrt() * betas[t] / (1 - alpha_bar[t])

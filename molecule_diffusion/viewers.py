@@ -150,6 +150,9 @@ def show_map(points, values, smiles, label, caption=None):
         raise ValueError(
             f"points {points.shape}, values {values.shape}, {len(smiles)} SMILES: expected (n, 2), (n,), n"
         )
+    for name, numbers in (("points", points), ("values", values)):
+        if numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+            raise ValueError(f"{name} of show_map: expected finite numbers, got {quoted(numbers.ravel()[:5].tolist())}")
     for text in smiles:
         as_mol(text)  # refuses what cannot be drawn, before the pointer gets there
     live = _live_map(points, values, smiles, label)._repr_mimebundle_()

@@ -390,3 +390,9 @@ def test_hydrogens_are_counted_on_one_molecule():
     for wrong in ((bonds[0], atoms[0]), (atoms, bonds)):
         with pytest.raises(ValueError, match=r"expected \(9,\) and \(9, 9\), one molecule"):
             helpers.count_hydrogens(*wrong)
+
+
+@pytest.mark.parametrize("mol", [None, "CCO", [Chem.MolFromSmiles("C")]])
+def test_only_an_rdkit_molecule_is_corrected(mol):
+    with pytest.raises(ValueError, match=r"corrected_smiles\(.*\): expected an RDKit molecule"):
+        helpers.corrected_smiles(mol)

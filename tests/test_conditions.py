@@ -141,6 +141,7 @@ def test_nothing_asked_for_is_zeros(encoder, nothing):
         ({"gap": float("nan")}, "gap holds NaN"),
         ({"gap": [6.0, float("inf")]}, "gap holds NaN or infinite"),
         ({"gap": "wide"}, "gap='wide': expected a number"),
+        ({"gap": 10**400}, "gap=1000.*…: expected a number"),
         ({"gap": [1.0, 2.0, 3.0]}, "gap has 3 values for 2 molecules"),
         ({"type": ["ester"]}, "type has 1 values for 2 molecules"),
     ],

@@ -341,3 +341,15 @@ def test_sequences_that_are_compared_have_one_shape():
 def test_a_table_of_one():
     score = helpers.evaluate(["CO"])
     assert helpers.results_table(score) == helpers.results_table([score])
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_obedience_needs_a_wish_for_each_molecule(qm9, number):
+    output = helpers.load_pipeline("token_vae")(3)
+    with pytest.raises(ValueError, match=f"{number} values of type for 3 molecules: expected one for each"):
+        helpers.obedience(output, {"type": ["ester"] * number})
+
+
+def test_sequences_may_be_tensors():
+    data = torch.eye(9)[torch.randint(9, (3, 1, 45))]
+    assert helpers.exact_match(data, data.numpy()) == 1

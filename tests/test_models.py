@@ -174,3 +174,24 @@ def test_kl_needs_a_variance_for_each_mean():
 def test_one_molecule_has_no_spread():
     with pytest.raises(ValueError, match="latents of 1 molecules: their spread needs at least 2"):
         helpers.standardise(torch.zeros(1, 9, 8))
+
+
+@pytest.mark.parametrize(
+    "a, b, share", [((9, 8), (9, 8), 0.5), ((8,), (7,), 0.5), ((8,), (8,), torch.tensor([0.0, 1.0]))]
+)
+def test_slerp_goes_from_one_vector_to_another(a, b, share):
+    with pytest.raises(ValueError, match=r"expected two vectors \(d,\) and one number; flatten latents first"):
+        helpers.slerp(torch.ones(a), torch.ones(b), share)
+
+
+def test_only_graphs_are_encoded(vae, graphs):
+    atoms, bonds = graphs
+    for wrong in ((bonds, atoms), (atoms, bonds[:2]), (atoms + 5, bonds)):
+        with pytest.raises(ValueError, match="atoms"):
+            helpers.encode_graphs(vae, *wrong)
+        with pytest.raises(ValueError, match="atoms"):
+            helpers.reconstruction_accuracy(vae, *wrong)
+    with pytest.raises(ValueError, match="batch_size=0: expected a whole number of at least 1"):
+        helpers.encode_graphs(vae, atoms, bonds, 0)
+    with pytest.raises(ValueError, match="no graphs: expected at least one"):
+        helpers.reconstruction_accuracy(vae, atoms[:0], bonds[:0])

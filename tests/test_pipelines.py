@@ -614,3 +614,9 @@ def test_a_large_call_needs_little_more_memory_than_its_result(run_python):
     assert result.returncode == 0, result.stderr
     # the result is 9 MB, the SMILES 2 MB; kept batch by batch it was about 700 MB
     assert int(result.stdout) < 200e6
+
+
+def test_a_callback_may_return_another_kind_of_numbers():
+    pipe, options = untrained("graph_ddpm"), dict(num_inference_steps=3)
+    doubled = draw(pipe, 5, callback_on_step_end=lambda *seen: {"latents": seen[3]["latents"].double()}, **options)
+    assert torch.equal(doubled.latents, draw(pipe, 5, **options).latents)

@@ -115,7 +115,7 @@ def test_posterior_mean_explains_wrong_betas(betas):
         helpers.posterior_mean(torch.ones(2), torch.ones(2), 1, betas)
 
 
-@pytest.mark.parametrize("t", [True, 0.5, 3, -1])
+@pytest.mark.parametrize("t", [True, 0.5, 3, -1, math.inf, math.nan])
 def test_posterior_mean_is_of_a_step_that_there_is(t):
     with pytest.raises(ValueError, match="expected a whole number; the schedule has the steps 0 to 2"):
         helpers.posterior_mean(torch.ones(2), torch.ones(2), t, [0.1, 0.2, 0.5])

@@ -222,3 +222,9 @@ def test_more_wrong_pictures_are_explained(shown, show, message):
     with pytest.raises(ValueError, match=message):
         show()
     assert shown == []
+
+
+@pytest.mark.parametrize("points, values", [(np.nan, 1), (np.inf, 1), (0, np.nan), (0, "red"), (0, None)])
+def test_a_map_needs_numbers(points, values):
+    with pytest.raises(ValueError, match="(points|values) of show_map: expected finite numbers, got"):
+        helpers.show_map(np.full((2, 2), points), np.array([values] * 2), ["C", "CC"], "value")
