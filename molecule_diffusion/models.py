@@ -252,12 +252,14 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
 
     It works on standardised latents, (z - latent_mean) / latent_scale: one mean for every dimension but ONE scale, so
     that dimensions which the VAE does not use stay small. Both are stored with the weights, and a mark of the VAE too.
-    With a condition it is the network of the diffusion prior (Ramesh et al., arXiv:2204.06125).
+    With a condition it is the network of the diffusion prior (Ramesh et al., arXiv:2204.06125). With self-conditioning
+    it also reads its own last guess of z_0 (Chen et al., arXiv:2208.04202).
 
     Args:
         latent_dim: numbers per token, as in the TokenVAE.
         width, hidden, depth, time_dim: sizes of the residual MLP.
         condition_dim: numbers of the condition, 0 for none.
+        self_conditioning: whether it reads its last guess.
     """
 
     @register_to_config
@@ -269,6 +271,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         depth: int = 3,
         time_dim: int = 128,
         condition_dim: int = 0,
+        self_conditioning: bool = False,
     ):
         super().__init__()
         size = MAX_ATOMS * latent_dim
@@ -276,7 +279,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("latent_scale", torch.ones(()))
         self.register_buffer("vae_mark", torch.zeros(8))
         self.time = time_network(time_dim)
-        self.embed = nn.Linear(size + condition_dim, width)
+        self.embed = nn.Linear(size * (1 + self_conditioning) + condition_dim, width)
         if condition_dim:
             self.condition = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, time_dim))
         self.blocks = nn.ModuleList(ResidualBlock(width, hidden, time_dim) for _ in range(depth))
@@ -302,10 +305,16 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
                 "both from one pipeline, or train the denoiser on this VAE's latents (set_latents)"
             )
 
-    def forward(self, z_t, t, condition=None):
-        """Shapes: z_t (B, 9, latent_dim), t (B,) or (), condition (B, condition_dim) -> v (B, 9, latent_dim)."""
+    def forward(self, z_t, t, condition=None, z_0=None):
+        """The network's v.
+
+        Shapes: z_t (B, 9, latent_dim), t (B,) or (), condition (B, condition_dim), z_0 (B, 9, latent_dim): the last
+        guess, or None before the first -> (B, 9, latent_dim).
+        """
         time = self.time(timestep_embedding(t.reshape(-1), self.config.time_dim).to(self.dtype))
         x = z_t.flatten(1)
+        if self.config.self_conditioning:
+            x = torch.cat([x, torch.zeros_like(x) if z_0 is None else z_0.flatten(1)], 1)
         if self.config.condition_dim:
             time = time + self.condition(condition)
             x = torch.cat([x, condition], 1)

@@ -21,6 +21,7 @@ from molecule_diffusion.schedules import (
     SCHEDULERS,
     JumpScheduler,
     read_restarts,
+    x_0_from_v,
 )
 
 
@@ -357,6 +358,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
         with self.progress_bar(total=len(batches) * sum(done for _, _, done in stages)) as bar:
             for batch in batches:
                 z = None if latents is None else self._standardised(latents[batch])
+                guess = None
                 step = 0
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, shape, generator)
@@ -365,7 +367,9 @@ class LatentDiffusionPipeline(MoleculePipeline):
                     z = self.begin(scheduler, z, noise, timesteps)
                     for t in timesteps:
                         # 1. what does the network say about z_t? the diffusion prior replaces this method
-                        v = self.predict(scheduler.scale_model_input(z, t), t, batch)
+                        scaled = scheduler.scale_model_input(z, t)
+                        v = self.predict(scaled, t, batch, guess)
+                        guess = x_0_from_v(scaled, t, v, scheduler.alphas_cumprod)
                         # 2. z_t -> z_{t-1}
                         z_t = z
                         z = scheduler.step(v, t, z_t, **extra).prev_sample
@@ -376,13 +380,14 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 self.keep(output, batch, z, self.vae.decode_graphs(z))
         return output
 
-    def predict(self, z_t, t, batch):
-        """The network's v for the molecules of one batch. Shapes: z_t (B, 9, latent_dim), t () -> v (B, 9, latent_dim).
+    def predict(self, z_t, t, batch, guess):
+        """The network's v for the molecules of one batch; the loop in `__call__` calls it.
 
-        The loop in `__call__` calls it. batch, a slice of all molecules, is for the diffusion prior, where each has its
-        own condition.
+        Args: batch: a slice of all molecules, for the diffusion prior, where each has its own condition; guess: the
+            last guess of z_0, or None before the first.
+        Shapes: z_t, guess (B, 9, latent_dim), t () -> v (B, 9, latent_dim).
         """
-        return self.denoiser(z_t, t)
+        return self.denoiser(z_t, t, z_0=guess)
 
     def _standardised(self, latents):
         latents = latents.to(device=self.device, dtype=self.dtype)
@@ -459,7 +464,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
             num_molecules, num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength, restarts
         )
 
-    def predict(self, z_t, t, batch):
+    def predict(self, z_t, t, batch, guess):
         """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), in place of the network's own v.
 
         v = v_without + guidance_scale · (v_with - v_without), both from one call of the network, on twice the batch.
@@ -467,8 +472,9 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         """
         asked, without = self._asked[batch], self._without[batch]
         if self._guidance_scale == 1 or torch.equal(asked, without):
-            return self.denoiser(z_t, t, asked)
-        v_with, v_without = self.denoiser(z_t.repeat(2, 1, 1), t, torch.cat([asked, without])).chunk(2)
+            return self.denoiser(z_t, t, asked, guess)
+        guesses = None if guess is None else guess.repeat(2, 1, 1)
+        v_with, v_without = self.denoiser(z_t.repeat(2, 1, 1), t, torch.cat([asked, without]), guesses).chunk(2)
         return v_without + self._guidance_scale * (v_with - v_without)
 
 

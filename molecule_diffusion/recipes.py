@@ -125,7 +125,8 @@ def prepare_latent_diffusion(settings, vae=None):
         vae = load_pipeline("token_vae").vae
     network = LatentDenoiser(**settings["model"])
     z = network.set_latents(vae, encode_graphs(vae, *graph_tensors(shared_qm9().train)))
-    return Ingredients(network, diffusion_loss, [z], {"vae": vae})
+    loss = functools.partial(diffusion_loss, self_conditioned=network.config.self_conditioning)
+    return Ingredients(network, loss, [z], {"vae": vae})
 
 
 def prepare_diffusion_prior(settings):
@@ -138,7 +139,7 @@ def prepare_diffusion_prior(settings):
     condition = encoder({key: table[key] for key in ("type", "part", *CONDITION_TARGETS)}, len(table))
     network = LatentDenoiser(**settings["model"], condition_dim=encoder.size)
     z = network.set_latents(vae, encode_graphs(vae, *graph_tensors(rows)))
-    loss = functools.partial(prior_loss, encoder)
+    loss = functools.partial(prior_loss, encoder, self_conditioned=network.config.self_conditioning)
     return Ingredients(network, loss, [z, condition], {"vae": vae, "encoder": encoder})
 
 

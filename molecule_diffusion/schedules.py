@@ -120,6 +120,15 @@ def q_sample(x_0, t, eps, alpha_bar):
     return kept.sqrt() * x_0 + (1 - kept).sqrt() * eps
 
 
+def x_0_from_v(x_t, t, v, alpha_bar):
+    """x_0 = sqrt(ᾱ_t)·x_t - sqrt(1 - ᾱ_t)·v, which is what a prediction of v says about x_0 (arXiv:2202.00512).
+
+    Shapes: x_t, v (B, ...), t whole numbers (B,) or (), alpha_bar (T,) -> (B, ...).
+    """
+    kept = alpha_bar.to(x_t)[t.long()].reshape(-1, *[1] * (x_t.ndim - 1))
+    return kept.sqrt() * x_t - (1 - kept).sqrt() * v
+
+
 def _falls(alpha_bar):
     """Whether a tensor is a schedule (T,) that falls at every step, within 0 and 1."""
     if alpha_bar.ndim != 1 or not len(alpha_bar):
@@ -193,15 +202,13 @@ class JumpScheduler(DDPMScheduler):
 
     def step(self, model_output, timestep, sample, generator=None):
         """One step. Shapes: model_output, sample (B, ...), timestep () -> prev_sample (B, ...)."""
-        alpha_bar = self.alphas_cumprod.to(sample)
         x_0 = model_output
-        if self.config.prediction_type == "v_prediction":  # v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·x_0
-            kept = alpha_bar[timestep]
-            x_0 = kept.sqrt() * sample - (1 - kept).sqrt() * model_output
+        if self.config.prediction_type == "v_prediction":
+            x_0 = x_0_from_v(sample, timestep, model_output, self.alphas_cumprod)
         later = self.timesteps[self.timesteps < timestep]
         if len(later):
             noise = randn_tensor(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
-            previous = q_sample(x_0, later[0], noise, alpha_bar)
+            previous = q_sample(x_0, later[0], noise, self.alphas_cumprod)
         else:
             previous = x_0
         return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=x_0)

@@ -20,7 +20,7 @@ from molecule_diffusion.checks import check_count, check_seed, this_process
 from molecule_diffusion.encodings import expected_graph, split_vector
 from molecule_diffusion.files import atomic
 from molecule_diffusion.models import summed_cross_entropy
-from molecule_diffusion.schedules import NOISE_SCHEDULE
+from molecule_diffusion.schedules import NOISE_SCHEDULE, x_0_from_v
 
 SAVE_EVERY = 30  # seconds between two saved states
 
@@ -299,26 +299,33 @@ def vae_loss(model, atoms, bonds, kl_weight=KL_WEIGHT):
     return model(atoms, bonds, kl_weight)
 
 
-def diffusion_loss(model, z, *condition):
+def diffusion_loss(model, z, *condition, self_conditioned=False):
     """Mean squared error of the predicted v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·z_0 (Salimans & Ho, arXiv:2202.00512).
 
     t is drawn from a logit-normal, which favours the middle of the schedule (Esser et al., arXiv:2403.03206).
+    With self_conditioned the network also sees, in half of the steps, its own first guess (arXiv:2208.04202).
     Shapes: z (B, 9, latent_dim), standardised; condition (B, condition_dim), for a network that takes one.
     """
     scheduler = _training_scheduler()
     eps = torch.randn_like(z)
     t = _logit_normal_timesteps(len(z), 0.0).to(z.device)
-    v = model(scheduler.add_noise(z, eps, t), t, *condition)
+    z_t = scheduler.add_noise(z, eps, t)
+    seen = {}
+    if self_conditioned and torch.rand(()) < 0.5:
+        with torch.no_grad():
+            v = model(z_t, t, *condition)
+            seen["z_0"] = x_0_from_v(z_t, t, v.float(), scheduler.alphas_cumprod)
+    v = model(z_t, t, *condition, **seen)
     return F.mse_loss(v.float(), scheduler.get_velocity(z, eps, t))
 
 
-def prior_loss(encoder, model, z, condition):
+def prior_loss(encoder, model, z, condition, self_conditioned=False):
     """`diffusion_loss` with condition dropout, so that one network learns with and without each condition.
 
     `fit` wants a function of model and batch: give it `functools.partial(prior_loss, encoder)`.
     Shapes: z (B, 9, latent_dim), standardised; condition (B, encoder.size), as the encoder makes it.
     """
-    return diffusion_loss(model, z, encoder.drop(condition))
+    return diffusion_loss(model, z, encoder.drop(condition), self_conditioned=self_conditioned)
 
 
 def graph_diffusion_loss(model, x_0):

@@ -136,6 +136,17 @@ def test_a_denoiser_with_a_condition():
     torch.testing.assert_close(denoiser(z[:1], t[:1], torch.zeros(1, 5)), first[:1])
 
 
+def test_a_denoiser_that_reads_its_guess():
+    torch.manual_seed(0)
+    denoiser = helpers.LatentDenoiser(width=16, hidden=16, depth=1, time_dim=16, self_conditioning=True)
+    torch.nn.init.normal_(denoiser.out.weight)
+    z, t = torch.randn(3, 9, 8), torch.tensor([1, 500, 999])
+    assert not torch.allclose(denoiser(z, t), denoiser(z, t, z_0=z))
+    torch.testing.assert_close(denoiser(z, t), denoiser(z, t, z_0=torch.zeros_like(z)))
+    deaf = helpers.LatentDenoiser(width=16, hidden=16, depth=1, time_dim=16)
+    torch.testing.assert_close(deaf(z, t), deaf(z, t, z_0=z))
+
+
 @pytest.mark.parametrize("a, b", [([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 6.0]), ([1.0, 0.0], [-1.0, 0.0])])
 def test_slerp_between_parallel_vectors_is_straight(a, b):
     a, b = torch.tensor(a), torch.tensor(b)

@@ -16,7 +16,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UnCLIPScheduler,
 )
-from shared import GENERATORS, PEAK_MEMORY, SCHEDULES, draw, untrained
+from shared import GENERATORS, PEAK_MEMORY, SCHEDULES, SIZES, draw, untrained
 
 import helpers
 from molecule_diffusion import schedules
@@ -271,6 +271,42 @@ def test_the_denoiser_receives_its_previous_guess():
     with torch.no_grad():
         pipe.denoiser.embed.weight[:, 189:] = 0  # deaf to its guess
     assert not torch.allclose(output.latents, draw(pipe, 5, batch_size=3, num_inference_steps=4).latents)
+
+
+@pytest.mark.parametrize("condition_dim", [0, 30])
+def test_a_self_conditioned_latent_denoiser_receives_its_previous_guess(condition_dim):
+    encoder = helpers.ConditionEncoder()
+    name = "diffusion_prior" if condition_dim else "latent_diffusion"
+    sizes = SIZES | dict(self_conditioning=True, condition_dim=encoder.size if condition_dim else 0)
+    parts = untrained(name).components
+    parts["denoiser"] = helpers.LatentDenoiser(latent_dim=8, **sizes)
+    torch.nn.init.normal_(parts["denoiser"].out.weight, std=0.1)
+    pipe = helpers.RECIPES[name].pipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    guesses, seen = [], []
+    forward = pipe.denoiser.forward
+
+    def record(z_t, t, condition=None, z_0=None):
+        guesses.append(z_0)
+        return forward(z_t, t, condition, z_0)
+
+    pipe.denoiser.forward = record
+    options = dict(condition={"type": "ester"}) if condition_dim else {}
+    keep = lambda pipe, step, t, state: seen.append((t, state))  # noqa: E731
+    output = draw(pipe, 5, batch_size=3, num_inference_steps=4, callback_on_step_end=keep, **options)
+    assert len(guesses) == len(seen) == 8
+    for step, guess in enumerate(guesses):
+        if step in (0, 4):  # every batch starts without one
+            assert guess is None
+            continue
+        t, state = seen[step - 1]
+        expected = schedules.x_0_from_v(
+            state["x_t"], torch.tensor(t), state["prediction"], pipe.scheduler.alphas_cumprod
+        )
+        torch.testing.assert_close(guess, expected.repeat(2 if condition_dim else 1, 1, 1))
+    with torch.no_grad():
+        pipe.denoiser.embed.weight[:, 72:144] = 0  # deaf to its guess
+    assert not torch.allclose(output.latents, draw(pipe, 5, batch_size=3, num_inference_steps=4, **options).latents)
 
 
 def test_power_spacing_is_the_shipped_one_and_can_be_replaced(fresh_diffusion):

@@ -49,6 +49,30 @@ def test_diffusion_loss_asks_for_v_as_diffusers_defines_it():
     assert t.dtype == torch.int64 and 0 <= t.min() and t.max() < 1000 and len(t.unique()) > 30
 
 
+def test_a_self_conditioned_loss_gives_a_guess_in_half_of_the_steps():
+    scheduler, weight = DDPMScheduler(**helpers.NOISE_SCHEDULE), torch.ones((), requires_grad=True)
+    z, calls, guesses = torch.randn(16, 9, 2), [], 0
+
+    def model(z_t, t, z_0=None):
+        calls.append((z_t, t, z_0))
+        return weight * z_t
+
+    for seed in range(60):
+        calls.clear()
+        torch.manual_seed(seed)
+        helpers.diffusion_loss(model, z, self_conditioned=True)
+        z_t, t, guess = calls[-1]
+        if guess is None:
+            assert len(calls) == 1
+            continue
+        guesses += 1
+        assert calls[0][2] is None and torch.equal(calls[0][0], z_t)
+        alpha_bar = scheduler.alphas_cumprod[t][:, None, None]
+        torch.testing.assert_close(guess, alpha_bar.sqrt() * z_t - (1 - alpha_bar).sqrt() * z_t)
+        assert not guess.requires_grad, "the guess must not be trained"
+    assert 15 <= guesses <= 45
+
+
 def test_both_losses_fall_on_a_few_molecules(vae, graphs):
     recipe = RECIPE | dict(steps=120, batch_size=32)
     _, history = helpers.fit(vae, helpers.vae_loss, list(graphs), recipe, monitor_steps={1})
