@@ -383,8 +383,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
     def predict(self, z_t, t, batch, guess):
         """The network's v for the molecules of one batch; the loop in `__call__` calls it.
 
-        Args: batch: a slice of all molecules, for the diffusion prior, where each has its own condition; guess: the
-            last guess of z_0, or None before the first.
+        Args: batch: a slice of all molecules, each with its own condition; guess: of z_0, None before the first one.
         Shapes: z_t, guess (B, 9, latent_dim), t () -> v (B, 9, latent_dim).
         """
         return self.denoiser(z_t, t, z_0=guess)
