@@ -30,10 +30,10 @@ def condition_to_score(asked, rows, n, seed):
 
 
 def score_on_the_way(pipe, asked=(), n=2000, seed=1):
-    """A point of a training's curve; `asked` as in `condition_to_score`, of validation molecules."""
+    """A point of a training's curve, without restarts; `asked` as in `condition_to_score`, of validation molecules."""
     pipe.set_progress_bar_config(disable=True)
     arguments = condition_to_score(asked, shared_qm9().validation, n, seed)
-    output = pipe(n, generator=torch.Generator(pipe.device).manual_seed(seed), **arguments)
+    output = pipe(n, generator=torch.Generator(pipe.device).manual_seed(seed), restarts=[], **arguments)
     score = evaluate(output)
     algorithm = pipe.scheduler.config.get("algorithm_type", type(pipe.scheduler).__name__)
     sampler = f"{algorithm}, {default_argument(pipe, 'num_inference_steps')} steps"

@@ -33,6 +33,13 @@ def test_any_scheduler_has_a_name_on_the_curve():
     assert scoring.score_on_the_way(pipe, n=5)["sampler"] == "DDIMScheduler, 20 steps"
 
 
+def test_the_curve_is_of_the_network_without_restarts():
+    pipe = untrained("latent_diffusion")
+    plain = scoring.score_on_the_way(pipe, n=20)
+    pipe.register_to_config(restarts=[("jump", 0.9, 5)])
+    assert scoring.score_on_the_way(pipe, n=20) == plain
+
+
 def test_the_metrics_of_a_card():
     pipe = untrained("diffusion_prior")
     pipe.card = {"name": "diffusion_prior"}
