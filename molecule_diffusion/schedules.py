@@ -116,7 +116,7 @@ def q_sample(x_0, t, eps, alpha_bar):
         raise ValueError("alpha_bar must fall at every step, from at most 1 to at least 0; see helpers.alpha_bars")
     if t.numel() and not (t.min() >= 0 and t.max() < len(alpha_bar)):
         raise ValueError(f"t from {t.min()} to {t.max()}: the schedule has the steps 0 to {len(alpha_bar) - 1}")
-    kept = alpha_bar.to(x_0)[t.long()].reshape(-1, *[1] * (x_0.ndim - 1))
+    kept = _kept(alpha_bar, t, x_0)
     return kept.sqrt() * x_0 + (1 - kept).sqrt() * eps
 
 
@@ -125,8 +125,13 @@ def x_0_from_v(x_t, t, v, alpha_bar):
 
     Shapes: x_t, v (B, ...), t whole numbers (B,) or (), alpha_bar (T,) -> (B, ...).
     """
-    kept = alpha_bar.to(x_t)[t.long()].reshape(-1, *[1] * (x_t.ndim - 1))
+    kept = _kept(alpha_bar, t, x_t)
     return kept.sqrt() * x_t - (1 - kept).sqrt() * v
+
+
+def _kept(alpha_bar, t, x):
+    """ᾱ_t in the dtype of x (B, ...), one for each of its rows or one for all: (B, 1, ...) or (1, 1, ...)."""
+    return alpha_bar.to(x)[torch.as_tensor(t).long()].reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _falls(alpha_bar):

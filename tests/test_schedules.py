@@ -208,11 +208,11 @@ def test_what_is_no_restart_is_explained(restarts, message):
         schedules.read_restarts(restarts)
 
 
-@pytest.mark.parametrize("t", [torch.tensor(7), torch.tensor([0, 500, 999])])
+@pytest.mark.parametrize("t", [7, torch.tensor(7), torch.tensor([0, 500, 999])])
 def test_x_0_from_v(t):
     scheduler = DDPMScheduler(**helpers.NOISE_SCHEDULE)
     x_0, eps = torch.randn(3, 9, 8), torch.randn(3, 9, 8)
-    x_t = scheduler.add_noise(x_0, eps, t.expand(3))
-    v = scheduler.get_velocity(x_0, eps, t.expand(3))
+    x_t = scheduler.add_noise(x_0, eps, torch.as_tensor(t).expand(3))
+    v = scheduler.get_velocity(x_0, eps, torch.as_tensor(t).expand(3))
     found = schedules.x_0_from_v(x_t, t, v, scheduler.alphas_cumprod)
     torch.testing.assert_close(found, x_0, atol=1e-5, rtol=1e-4)
