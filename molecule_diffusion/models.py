@@ -167,7 +167,7 @@ class TokenVAE(ModelMixin, ConfigMixin):
         return atoms, mask_bonds(atoms, matrix_from_pairs(pairs))
 
     def loss(self, atoms, bonds, kl_weight):
-        """Negative ELBO per molecule in nats, with a weight on KL (β-VAE, Higgins et al. 2017).
+        """Reconstruction and weighted KL per molecule in nats (β-VAE, Higgins et al. 2017); with kl_weight 1, -ELBO.
 
         loss = -log p(atoms | z) - Σ_{i<j} log p(bond_ij | z) + kl_weight · KL(q(z | graph) ‖ N(0, I))
         Shapes: atoms (B, 9), bonds (B, 9, 9) -> ().

@@ -100,8 +100,8 @@ def short_prose(notebook):
     words, first = 0, True
     for cell in notebook.cells[1:]:
         if cell.cell_type == "code":
-            if words > 150 and not first:
-                yield f"{words} words of prose before {cell.source[:60]!r}; at most 150"
+            if words > 350 and not first:
+                yield f"{words} words of prose before {cell.source[:60]!r}; at most 350"
             words, first = 0, False
         elif not re.match(r"#+ *(references|quiz|questions)", cell.source, re.I):
             prose = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", FENCE.sub("", DETAILS.sub("", cell.source)))
@@ -280,9 +280,9 @@ GOOD = make(
     ("helpers.show_grid(['C'], columns=2)", [shown(PICTURE, **{"image/png": {"alt": "methane"}})]),
     "# More\n`helpers.load_qm9()` in helpers.py, https://example.org/page\n```python\nhelpers.to_graph('C')\n```",
     ("%timeit helpers.to_graph('C')", [new_output("stream", text="1 ms\n")]),
-    "# Quiz\n" + "word " * 200,
+    "# Quiz\n" + "word " * 400,
     "helpers.mask_bonds(*helpers.to_graph('C')[:2])",
-    "# Next\n<details><summary>Solution</summary>" + "word " * 200 + "</details>",
+    "# Next\n<details><summary>Solution</summary>" + "word " * 400 + "</details>",
     "helpers.results_table([])",
 )
 
@@ -297,8 +297,8 @@ BAD = [
     (small, make(("p", [shown({"image/png": "A" * 1_600_000})]))),
     (short_cells, make("\n".join(f"x = {k}" for k in range(26)), *["1"] * 5)),
     (short_cells, make("\n".join(f"x = {k}" for k in range(9)), "\n".join(f"x = {k}" for k in range(9)))),
-    (short_prose, make("# Text\n" + "word " * 151, "1")),
-    (short_prose, make("# Text\n" + "word " * 80, "# More\n" + "word " * 80, "1")),
+    (short_prose, make("# Text\n" + "word " * 351, "1")),
+    (short_prose, make("# Text\n" + "word " * 180, "# More\n" + "word " * 180, "1")),
     (alt_texts, make("# Text\n![](../figs/course_map.png)")),
     (alt_texts, make("# Text\n<img src='../figs/course_map.png'>")),
     (alt_texts, make("# Text\n<img alt='' src='../figs/course_map.png'>")),
