@@ -182,14 +182,31 @@ def fcd_statistics(smiles):
 
 
 def fcd_to_test(smiles):
-    """Fréchet ChemNet Distance of molecules to the test molecules; None for fewer than two."""
+    """Fréchet ChemNet Distance of molecules to the 10,000 test molecules; None for fewer than two."""
+    return _fcd(smiles, lambda: (reference()["mean"], reference()["covariance"]))
+
+
+def fcd_to_validation(smiles):
+    """The same distance to the 5,000 validation molecules, for choices, which the test molecules must not make.
+
+    It is larger than that to the test molecules, of which there are twice as many: compare it with itself only.
+    """
+    return _fcd(smiles, _validation_statistics)
+
+
+def _fcd(smiles, statistics):
+    """FCD between molecules and a set of which `statistics()` gives mean and covariance; None for fewer than two."""
     import fcd
 
     if len(smiles) < 2:
         return None
-    mean, covariance = fcd_statistics(smiles)
-    test = reference()
-    return float(fcd.calculate_frechet_distance(mean, covariance, test["mean"], test["covariance"]))
+    return float(fcd.calculate_frechet_distance(*fcd_statistics(smiles), *statistics()))
+
+
+@functools.cache
+def _validation_statistics():
+    qm9 = shared_qm9()
+    return fcd_statistics([qm9.smiles[i] for i in qm9.validation])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

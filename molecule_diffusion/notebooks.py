@@ -121,7 +121,8 @@ def run_study(number, parts=()):
     """Run the cells of a notebook that are tagged "study", then the functions in its dict STUDY; keep what they return.
 
     The recipe of a study is thus the code that the student reads. data/results/NUMBER_study.json is written after each
-    part, so a study that was stopped goes on with `parts`, the names of those to run; all by default.
+    part, with the machine that ran it, so a study that was stopped goes on with `parts`, the names of those to run; all
+    by default.
     """
     names = {}
     for source in _study_cells(number):
@@ -134,7 +135,8 @@ def run_study(number, parts=()):
     for part in parts or study:
         results = read_json(path) if path.exists() else {}
         results[part] = study[part]()
-        write_json(path, results | {"machine": machine()})
+        results["machine"] = results.get("machine", {}) | {part: machine()}
+        write_json(path, results)
 
 
 def _study_cells(number):

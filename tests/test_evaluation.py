@@ -1,6 +1,7 @@
 """Every definition of the score on cases small enough to check by hand, and the reference it is compared with."""
 
 import json
+import types
 
 import fcd
 import numpy as np
@@ -147,6 +148,19 @@ def test_fcd_is_that_of_the_fcd_package(qm9, monkeypatch):
     monkeypatch.setattr(evaluation, "reference", lambda: {"mean": mean, "covariance": covariance})
     assert evaluation.fcd_to_test(ours) == pytest.approx(fcd.get_fcd(ours, others, device="cpu"), rel=1e-3)
     assert evaluation.fcd_to_test(others) == pytest.approx(0, abs=1e-3)
+
+
+def test_choices_are_made_by_the_distance_to_the_validation_molecules(qm9, monkeypatch):
+    ours, others = ([qm9.smiles[i] for i in part[:150]] for part in (qm9.train, qm9.validation))
+    few = types.SimpleNamespace(smiles=qm9.smiles, validation=qm9.validation[:150])
+    monkeypatch.setattr(evaluation, "shared_qm9", lambda: few)
+    evaluation._validation_statistics.cache_clear()
+    try:
+        assert helpers.fcd_to_validation(ours) == pytest.approx(fcd.get_fcd(ours, others, device="cpu"), rel=1e-3)
+        assert helpers.fcd_to_validation(others) == pytest.approx(0, abs=1e-3)
+        assert helpers.fcd_to_validation(ours[:1]) is None
+    finally:
+        evaluation._validation_statistics.cache_clear()  # of all 5,000, for the other tests
 
 
 @pytest.fixture(scope="module")

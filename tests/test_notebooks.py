@@ -159,7 +159,7 @@ def test_a_study_runs_the_tagged_cells_and_keeps_what_it_found(write_study):
     assert [path.name for path in (folder / "results").iterdir()] == ["77_study.json"]
     results = json.loads((folder / "results" / "77_study.json").read_text(encoding="utf-8"))
     assert results.keys() == {"rows", "name", "machine"}
-    assert results["rows"] == [1] and results["name"] == "é" and "torch" in results["machine"]
+    assert results["rows"] == [1] and results["name"] == "é" and "torch" in results["machine"]["rows"]
 
 
 def test_a_failing_study_keeps_what_there_was_and_the_parts_before(write_study):

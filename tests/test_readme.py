@@ -1,39 +1,47 @@
-"""The README's numbers are those of the cards and of the framing rows."""
+"""The README's numbers are those of the benchmark and of the cards, and these agree with one another."""
 
 import json
-import re
+
+import pytest
 
 import helpers
+from molecule_diffusion import benchmark
+
+README = (helpers.ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = json.loads(benchmark.BENCHMARK.read_text(encoding="utf-8"))["rows"]
 
 
-def _rows():
-    text = (helpers.ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("| molecules | valid %") :].split("\n\n")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+def card_of(name):
+    return json.loads((helpers.CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
 
 
-def test_results_table_agrees_with_cards_and_framing():
-    rows = {re.split("[,(]", row[0])[0].replace("`", "").strip(): row[1:] for row in _rows()}
-    framing = helpers.framing_rows(10_000)
-    expected = {row.name: row.as_dict() for row in framing}
-    for name in helpers.RECIPES:
-        card = json.loads((helpers.CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
-        if "valid" not in card["metrics"]:  # the oracle generates nothing
-            continue
-        settings = {name: card["metrics"]}
-        if "metrics_fast" in card:
-            settings[f"{name} in {card['metrics_fast']['num_inference_steps']} steps"] = card["metrics_fast"]
-        expected |= settings
-        for row, metrics in settings.items():
-            assert rows[row][4] == f"{metrics['cpu_ms_per_molecule']:.1f}"
-            assert rows[row][5] == f"{card['training_seconds'] / 60:.0f}"
-    assert rows.keys() == expected.keys()
-    for name, metrics in expected.items():
-        shares = [f"{100 * metrics[key]:.1f}" for key in ("valid", "unique", "novel")]
-        assert rows[name][:4] == [*shares, f"{metrics['fcd']:.2f}"], name
+def test_the_table_is_the_benchmark_s():
+    table = README.partition(benchmark.MARKS[0])[2].partition(benchmark.MARKS[1])[0]
+    assert table.strip() == benchmark.benchmark_table().strip()
+
+
+@pytest.mark.parametrize("setting", benchmark.settings(), ids=lambda setting: setting.label)
+def test_the_benchmark_is_of_the_shipped_weights(setting):
+    made_of = benchmark.fingerprint(setting)
+    own = [(row["N"], row["seed"]) for row in ROWS if row["label"] == setting.label and row["made_of"] == made_of]
+    assert own == [(n, seed) for n in (10_000, 1000) for seed in range(5)]
+
+
+@pytest.mark.parametrize("setting", [one for one in benchmark.settings() if one.scheduler is None and one.checkpoint])
+def test_a_card_has_the_benchmark_s_scores_of_its_seed(setting):
+    metrics = card_of(setting.checkpoint)["metrics" if setting.label == setting.checkpoint else "metrics_fast"]
+    known = {"label": setting.label, "N": metrics["N"], "seed": metrics["sampling_seed"]}
+    [row] = [row for row in ROWS if known.items() <= row.items()]
+    for metric in ("valid", "unique", "novel", "fcd"):
+        assert row[metric] == pytest.approx(metrics[metric], rel=1e-6), metric
 
 
 def test_reconstruction_in_the_readme_is_the_card_s():
-    card = json.loads((helpers.CHECKPOINTS / "token_vae" / "card.json").read_text(encoding="utf-8"))
-    share = f"{card['metrics']['exact_reconstruction_test']:.2%}".replace("%", " %")
-    assert share in (helpers.ROOT / "README.md").read_text(encoding="utf-8")
+    share = f"{card_of('token_vae')['metrics']['exact_reconstruction_test']:.2%}".replace("%", " %")
+    assert share in README
+
+
+def test_obedience_in_the_readme_is_the_card_s():
+    metrics = card_of("diffusion_prior")["metrics"]
+    assert f"{100 * metrics['type_obeyed']:.1f} % of its valid molecules have the type" in README
+    assert f"{100 * metrics['part_obeyed']:.1f} % the part" in README
