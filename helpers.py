@@ -155,7 +155,8 @@ slerp standardise timestep_embedding
 DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline MoleculeOutput PropertyOraclePipeline
 TokenVAEPipeline
 TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss
-Evaluation evaluate exact_match fcd_to_validation framing_rows obedience random_graphs reconstruction_accuracy results_table
+Evaluation evaluate exact_match fcd_to_validation framing_rows obedience random_graphs reconstruction_accuracy
+results_table
 load_pipeline
 RECIPES Recipe train
 COLOURS show_figure show_image

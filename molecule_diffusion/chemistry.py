@@ -115,7 +115,7 @@ def _parse(molecule):
 
 def _refuse_charges_and_odd_bonds(mol, name):
     if any(atom.GetFormalCharge() for atom in mol.GetAtoms()):
-        raise ChargedMoleculeError(f"{name} carries formal charges; this course works with neutral atoms")
+        raise ChargedMoleculeError(f"{name} carries formal charges; this course works with atoms that have none")
     if any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
         raise ValueError(f"{name} has unpaired electrons; this course works with closed-shell molecules")
     if any(bond.GetBondType() not in _KNOWN_BONDS for bond in mol.GetBonds()) or _aromatic_outside_rings(mol):

@@ -71,7 +71,7 @@ _QM9_RAW_COLUMNS = (
 
 @dataclass
 class QM9:
-    """All neutral molecules of QM9 as graphs, with their 19 targets and a fixed split.
+    """QM9 less what needs formal charges, as graphs, with 19 targets and a fixed split.
 
     Attributes:
         smiles: N canonical SMILES without stereo.
@@ -79,7 +79,7 @@ class QM9:
         targets: float32 (N, 19), order and units of `TARGETS` (those of torch_geometric.datasets.QM9).
         index: int32 (N,), the molecule's number in QM9, counted from 1.
         train, validation, test: row numbers. A SMILES that occurs twice is in `train` only, so nothing leaks.
-        dropped: how many charged molecules were left out.
+        dropped: how many were left out because they can only be written with formal charges.
     """
 
     smiles: list
@@ -115,7 +115,7 @@ class QM9:
 
     def __repr__(self):
         return (
-            f"QM9: {len(self):,} molecules ({self.dropped} charged ones dropped); "
+            f"QM9: {len(self):,} molecules ({self.dropped} that need formal charges dropped); "
             f"train {len(self.train):,}, validation {len(self.validation):,}, test {len(self.test):,}"
         )
 
@@ -283,7 +283,7 @@ def _qm9_from_columns(columns):
 
 
 def build_qm9():
-    """Read qm9pack's files and turn every neutral molecule into its graph. Returns: dict of arrays, as in the cache."""
+    """Read qm9pack's files, turn what needs no formal charges into graphs. Returns: dict of arrays, as in the cache."""
     from tqdm.auto import tqdm
 
     table = _read_qm9pack()

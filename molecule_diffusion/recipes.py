@@ -201,9 +201,10 @@ RECIPES = {
         pipeline=GraphDDPMPipeline,
         component="denoiser",
         sampler=equal_steps,
+        restarts=[("jump", 0.4, 15)],
         monitor=score_on_the_way,
         score=score_for_card,
-        fast=dict(num_inference_steps=50),
+        fast=dict(num_inference_steps=35, restarts=[("jump", 0.35, 15)]),
     ),
     "latent_diffusion": Recipe(
         settings=dict(
@@ -219,6 +220,7 @@ RECIPES = {
         pipeline=LatentDiffusionPipeline,
         component="denoiser",
         sampler=power_spaced_steps,
+        restarts=[("jump", 0.3, 8)],
         monitor=score_on_the_way,
         score=score_for_card,
     ),

@@ -31,7 +31,18 @@ def test_counts(qm9):
     assert qm9.atoms.shape == (130_251, 9) and qm9.bonds.shape == (130_251, 9, 9)
     assert qm9.targets.shape == (130_251, 19) and qm9.targets.dtype == np.float32
     assert np.isfinite(qm9.targets).all()
-    assert repr(qm9).startswith("QM9: 130,251 molecules (580 charged ones dropped); train 115,251")
+    assert repr(qm9).startswith("QM9: 130,251 molecules (580 that need formal charges dropped); train 115,251")
+
+
+def test_what_was_left_out_is_neutral_as_a_whole(qm9):
+    """443 zwitterions, which QM9 writes with charges, and 137 with nitro groups, which RDKit writes with charges."""
+    texts = pd.concat(pd.read_csv(path, usecols=["SMILES"]) for path in room.qm9pack_files())["SMILES"].to_numpy()
+    left_out = np.delete(texts, qm9.row)
+    zwitterions = [text for text in left_out if "+" in text]
+    others = [Chem.MolFromSmiles(text) for text in left_out if "+" not in text]
+    assert (len(zwitterions), len(others)) == (443, 137)
+    assert all(mol.HasSubstructMatch(Chem.MolFromSmarts("[#6][N+](=O)[O-]")) for mol in others)
+    assert all(Chem.GetFormalCharge(Chem.MolFromSmiles(text)) == 0 for text in left_out)
 
 
 def test_split_is_fixed_complete_and_does_not_leak(qm9):

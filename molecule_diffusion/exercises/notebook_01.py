@@ -23,7 +23,7 @@ def _check_one_hot(answer):
     for name, (atoms, _) in (("formaldehyde", FORMALDEHYDE), ("FC1=NC1", RING)):
         good = one_hot(atoms)
         hints = [
-            (good.T, f"{name}: rows and columns are swapped; one row an atom, one column a class"),
+            (good.T, f"{name}: rows and columns are swapped; one row per atom, one column per class"),
             (good[:, :4], f"{name}: 'none' is a class too: padding rows need their own column"),
             (
                 good * (atoms != NO_ATOM)[:, None],
