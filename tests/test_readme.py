@@ -24,7 +24,9 @@ def test_the_table_is_the_benchmark_s():
 def test_the_benchmark_is_of_the_shipped_weights(setting):
     made_of = benchmark.fingerprint(setting)
     own = [(row["N"], row["seed"]) for row in ROWS if row["label"] == setting.label and row["made_of"] == made_of]
-    assert own == [(n, seed) for n in (10_000, 1000) for seed in range(5)]
+    seeds = benchmark.summaries()[benchmark.TRAINING_MOLECULES]["seeds"]  # the same number for every setting
+    assert seeds >= 3
+    assert own == [*((10_000, seed) for seed in range(seeds)), *((1000, seed) for seed in range(5))]
 
 
 @pytest.mark.parametrize("setting", [one for one in benchmark.settings() if one.scheduler is None and one.checkpoint])
