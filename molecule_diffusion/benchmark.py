@@ -205,14 +205,16 @@ def benchmark_figure():
                 continue
             mean, _ = _as_drawn({key: (row[key], 0) for key in ("valid", "fcd")}, metric)
             axes.plot(row["cpu_ms_per_molecule"], mean, "o", mfc="none", color="#777777")
-            name = f"{row['model']} (N = {row['N']:,})"
-            axes.annotate(name, (row["cpu_ms_per_molecule"], mean), fontsize=8, ha="right", va="bottom")
-        floor = _as_drawn(found[TRAINING_MOLECULES], metric)[0]
-        axes.axhline(max(floor, 0.01), color="#777777", ls=":", lw=1)
+            name = row["model"].replace(", ", "\n") + f"\nN = {row['N']:,}"
+            point = (row["cpu_ms_per_molecule"], mean)
+            axes.annotate(name, point, (-6, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
+        if metric == "fcd":  # all training molecules are valid, and 0 has no place on this axis
+            floor, _ = found[TRAINING_MOLECULES]["fcd"]
+            axes.axhline(floor, color="#777777", ls=":", label=TRAINING_MOLECULES)
         axes.set(xscale="log", yscale="log", xlabel="CPU-milliseconds per molecule", ylabel=label)
         axes.grid(alpha=0.3, which="both")
-    handles, labels = panels[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.16), frameon=False)
+    handles, labels = panels[1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 0), frameon=False)
     return fig
 
 
