@@ -157,8 +157,7 @@ class PowerSpacedDPMSolver(DPMSolverMultistepScheduler):
     """DPM-Solver++ (arXiv:2211.01095) whose steps lie closer together near the data.
 
     Step k = 0, 1, … of n starts at t = T·(1 - k/n)^power - 1, rounded, T being the number of training steps.
-    At 20 steps this makes more of the latent samples valid than equal steps do (measured in notebook 04); otherwise it
-    is diffusers' scheduler.
+    Notebook 04 compares it with equal steps. Otherwise it is diffusers' scheduler.
 
     Args:
         power: 1 for equal steps, more for steps that crowd near t = 0. It stands in the scheduler's config.
