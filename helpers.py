@@ -31,7 +31,7 @@ To find out what `helpers.q_sample` does: `helpers.q_sample??` in a cell, or the
 Importing this module is quick and changes nothing: libraries that one room alone needs are imported inside it.
 """
 
-from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT
+from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT, TRAINING
 from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
@@ -78,6 +78,7 @@ from molecule_diffusion.schedules import (
     cosine_betas,
     posterior_mean,
     q_sample,
+    sampler,
 )
 from molecule_diffusion.conditions import (
     CONDITION_TARGETS,
@@ -140,7 +141,7 @@ from molecule_diffusion.notebooks import check_setup
 from molecule_diffusion.cli import main
 
 __all__ = """
-CHECKPOINTS RESULTS ROOT
+CHECKPOINTS RESULTS ROOT TRAINING
 ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS PARTS PROPERTIES TYPES ChargedMoleculeError check_graphs
 corrected_smiles count_hydrogens describe mask_bonds matrix_from_pairs pairs_from_matrix properties to_graph to_graphs
 to_mols to_smiles
@@ -148,7 +149,7 @@ QM9 TARGETS load_qm9 to_pyg
 load_smiles
 align apply_thresholds expected_graph graph_sequence graph_vector one_hot one_hot_graphs sequence_graph split_vector
 vector_graph
-GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars cosine_betas posterior_mean q_sample
+GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars cosine_betas posterior_mean q_sample sampler
 CONDITION_TARGETS ConditionEncoder condition_table load_conditions save_conditions
 GraphDenoiser LatentDenoiser PairHead PropertyOracle ResidualBlock TokenVAE encode_graphs kl_divergence reparameterise
 slerp standardise timestep_embedding

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -16,10 +16,9 @@ from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_grap
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
 from molecule_diffusion.schedules import (
     GRAPH_NOISE_SCHEDULE,
-    HEUN_STEPS,
     NOISE_SCHEDULE,
-    SCHEDULERS,
     JumpScheduler,
+    check_sampler,
     read_restarts,
     x_0_from_v,
 )
@@ -84,36 +83,6 @@ class MoleculePipeline(DiffusionPipeline):
         size = (batch.stop - batch.start, *shape)
         return randn_tensor(size, generator=generator, device=self.device, dtype=self.dtype)
 
-    def check_sampler(self, num_inference_steps, prediction_type):
-        """Raises: ValueError for steps or a scheduler that do not fit the network."""
-        check_count("num_inference_steps", num_inference_steps)
-        if isinstance(self.scheduler, type):
-            name = self.scheduler.__name__
-            raise ValueError(f"pipe.scheduler is the class {name}: make one of it, {name}(**helpers.NOISE_SCHEDULE)")
-        if not isinstance(self.scheduler, SCHEDULERS[prediction_type]):
-            known = ", ".join(kind.__name__.removesuffix("Scheduler") for kind in SCHEDULERS[prediction_type])
-            raise ValueError(
-                f"{type(self.scheduler).__name__} does not fit this network, which predicts {prediction_type!r}; "
-                f"schedulers that do: {known}"
-            )
-        config = self.scheduler.config
-        if isinstance(self.scheduler, HeunDiscreteScheduler) and num_inference_steps < HEUN_STEPS:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}: Heun's method is unstable below {HEUN_STEPS} here"
-            )
-        if num_inference_steps > config.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}: the noise schedule has only "
-                f"{config.num_train_timesteps} steps"
-            )
-        if config.prediction_type != prediction_type:
-            raise ValueError(
-                f"the scheduler's prediction_type is {config.prediction_type!r}, the network's is {prediction_type!r}; "
-                f'make the scheduler with **helpers.NOISE_SCHEDULE | {{"prediction_type": "{prediction_type}"}}'
-            )
-        if config.get("clip_sample"):
-            raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
-
     def stages(self, num_inference_steps, restarts, strength=1.0):
         """The way from noise to data and the restarts after it.
 
@@ -147,10 +116,10 @@ class MoleculePipeline(DiffusionPipeline):
         return scheduler.add_noise(x_0, noise, timesteps[:1].expand(len(x_0)))
 
     @staticmethod
-    def step_arguments(scheduler, generator):
-        """The generator, for those schedulers whose step draws noise: a dict of arguments of `scheduler.step`."""
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        return {"generator": generator} if takes_generator else {}
+    def step_arguments(scheduler, **wanted):
+        """Those of the wanted arguments, generator and eta, that the scheduler's step takes, and that are not None."""
+        taken = inspect.signature(scheduler.step).parameters
+        return {name: value for name, value in wanted.items() if name in taken and value is not None}
 
     def end_step(self, callback_on_step_end, step, t, callback_kwargs):
         """Call the user's callback, if there is one. Returns: the latents to go on with."""
@@ -268,12 +237,13 @@ class GraphDDPMPipeline(MoleculePipeline):
         batch_size=1000,
         callback_on_step_end=None,
         restarts=None,
+        eta=None,
     ):
         """Draw molecules; arguments as in `LatentDiffusionPipeline`, whose "prediction" is x_0 here.
 
         Returns: MoleculeOutput; its `latents` are the last x_0, graph vectors (N, 189).
         """
-        self.check_sampler(num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"])
+        check_sampler(self.scheduler, num_inference_steps, GRAPH_NOISE_SCHEDULE["prediction_type"], eta)
         batches = self.batches(num_molecules, batch_size)
         stages = self.stages(num_inference_steps, restarts)
         output = self.empty_output(num_molecules, (GRAPH_SIZE,))
@@ -284,7 +254,7 @@ class GraphDDPMPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, (GRAPH_SIZE,), generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
-                    extra = self.step_arguments(scheduler, generator)
+                    extra = self.step_arguments(scheduler, generator=generator, eta=eta)
                     x = self.begin(scheduler, x, noise, timesteps)
                     for t in timesteps:
                         # 1. what was x_0? the network reads x_t and its own last guess
@@ -328,6 +298,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
         latents=None,
         strength=1.0,
         restarts=None,
+        eta=None,
     ):
         """Draw molecules, or vary given ones.
 
@@ -343,10 +314,12 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 (SDEdit, Meng et al., arXiv:2108.01073).
             restarts: what to do after the last step: triples (kind, strength, steps), see `Restart` in the room
                 schedules; [] for nothing. None takes those of the pipeline's config, or none where latents are given.
+            eta: η of DDIM, how much fresh noise each step adds: 0 none, 1 as much as DDPM (eq. 16 of arXiv:2010.02502).
+                None takes the scheduler's own, for DDIM 0.
 
         Returns: MoleculeOutput.
         """
-        self.check_sampler(num_inference_steps, NOISE_SCHEDULE["prediction_type"])
+        check_sampler(self.scheduler, num_inference_steps, NOISE_SCHEDULE["prediction_type"], eta)
         self.denoiser.check_vae(self.vae)
         batches = self.batches(num_molecules, batch_size)
         self._check_start(latents, strength, num_molecules)
@@ -363,7 +336,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, shape, generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
-                    extra = self.step_arguments(scheduler, generator)
+                    extra = self.step_arguments(scheduler, generator=generator, eta=eta)
                     z = self.begin(scheduler, z, noise, timesteps)
                     for t in timesteps:
                         # 1. what does the network say about z_t? the diffusion prior replaces this method
@@ -439,6 +412,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         latents=None,
         strength=1.0,
         restarts=None,
+        eta=None,
     ):
         """Draw molecules that obey a condition: `pipe(12, {"type": "carbonyl", "part": "ring 5", "gap": 6.0})`.
 
@@ -460,7 +434,15 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         self._asked = self.encoder(condition, num_molecules).to(self.device)
         self._without = self.encoder(negative_condition, num_molecules).to(self.device)
         return super().__call__(
-            num_molecules, num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength, restarts
+            num_molecules,
+            num_inference_steps,
+            generator,
+            batch_size,
+            callback_on_step_end,
+            latents,
+            strength,
+            restarts,
+            eta,
         )
 
     def predict(self, z_t, t, batch, guess):

@@ -1,5 +1,6 @@
 """Noise schedules: ᾱ, the forward process, its posterior, and the settings of the samplers."""
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,71 @@ SCHEDULERS["v_prediction"] = (
     PNDMScheduler,
 )
 HEUN_STEPS = 50  # with fewer, Heun's method is unstable at the noisy end: 18 % valid latent samples at 20 steps
+
+
+# Schedulers by the names that papers give them, for sampling without looking up the class: `sampler`.
+SAMPLERS = {
+    "DDPM": (DDPMScheduler, {"clip_sample": False}),
+    "DDIM": (DDIMScheduler, {"clip_sample": False}),
+    "DPM-Solver++": (DPMSolverMultistepScheduler, {}),
+    "SDE-DPM-Solver++": (DPMSolverMultistepScheduler, SAMPLER),
+    "UniPC": (UniPCMultistepScheduler, {}),
+    "Euler": (EulerDiscreteScheduler, {}),
+    "Heun": (HeunDiscreteScheduler, {}),
+}
+
+
+def sampler(name, **settings):
+    """A scheduler by its name, with the course's noise schedule: `pipe.scheduler = helpers.sampler("DDIM")`.
+
+    Args:
+        name: a key of SAMPLERS.
+        settings: of the scheduler's class, such as timestep_spacing="leading"; `prediction_type="sample"` for a network
+            that predicts x_0.
+
+    Raises: ValueError for another name or a setting that the class does not have.
+    """
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {quoted(name)}; known ones: {', '.join(SAMPLERS)}")
+    kind, own = SAMPLERS[name]
+    chosen = NOISE_SCHEDULE | own | settings
+    if strange := sorted(chosen.keys() - inspect.signature(kind).parameters.keys()):
+        raise ValueError(f"{kind.__name__} has no setting {quoted(strange[0])}; see help({kind.__name__})")
+    return kind(**chosen)
+
+
+def check_sampler(scheduler, num_inference_steps, prediction_type, eta=None):
+    """Raises: ValueError for a scheduler, steps or eta that do not fit a network that predicts `prediction_type`."""
+    check_count("num_inference_steps", num_inference_steps)
+    if isinstance(scheduler, type):
+        name = scheduler.__name__
+        raise ValueError(f"pipe.scheduler is the class {name}: make one of it, {name}(**helpers.NOISE_SCHEDULE)")
+    if not isinstance(scheduler, SCHEDULERS[prediction_type]):
+        known = ", ".join(kind.__name__.removesuffix("Scheduler") for kind in SCHEDULERS[prediction_type])
+        raise ValueError(
+            f"{type(scheduler).__name__} does not fit this network, which predicts {prediction_type!r}; "
+            f"schedulers that do: {known}"
+        )
+    config = scheduler.config
+    if isinstance(scheduler, HeunDiscreteScheduler) and num_inference_steps < HEUN_STEPS:
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps}: Heun's method is unstable below {HEUN_STEPS} here"
+        )
+    if num_inference_steps > config.num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps}: the noise schedule has only {config.num_train_timesteps} steps"
+        )
+    if config.prediction_type != prediction_type:
+        raise ValueError(
+            f"the scheduler's prediction_type is {config.prediction_type!r}, the network's is {prediction_type!r}; "
+            f'make the scheduler with **helpers.NOISE_SCHEDULE | {{"prediction_type": "{prediction_type}"}}'
+        )
+    if config.get("clip_sample"):
+        raise ValueError("the scheduler clips to [-1, 1], which ruins the samples; make it with clip_sample=False")
+    if eta is not None:
+        check_number("eta", eta, "0 (no fresh noise) to 1 (as much as DDPM)", lambda share: 0 <= share <= 1)
+        if "eta" not in inspect.signature(scheduler.step).parameters:
+            raise ValueError(f"eta={eta}: a step of {type(scheduler).__name__} has no such knob; DDIMScheduler's has")
 
 
 def cosine_betas(steps):

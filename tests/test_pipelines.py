@@ -1,6 +1,7 @@
 """Sampling: outputs, seeds, counts, schedulers, callbacks, varying, guidance; and how good the shipped ones are."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -554,6 +555,50 @@ def test_heun_needs_many_steps():
     pipe.scheduler = HeunDiscreteScheduler(**helpers.NOISE_SCHEDULE)
     with pytest.raises(ValueError, match="num_inference_steps=20: Heun's method is unstable below 50 here"):
         draw(pipe, 1, num_inference_steps=20)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_eta_is_that_of_ddim(name):
+    pipe = untrained(name)
+    kind = SCHEDULES[name]["prediction_type"]
+    pipe.scheduler = helpers.sampler("DDIM", prediction_type=kind)
+    seen = []
+
+    def watch(pipe, step, t, state):
+        seen.append((t, state))
+
+    drawn = draw(pipe, 4, num_inference_steps=5, eta=0.7, callback_on_step_end=watch, restarts=[])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(seen[0][1]["x_t"].shape, generator=generator)
+    scheduler = helpers.sampler("DDIM", prediction_type=kind)
+    scheduler.set_timesteps(5)
+    for t, state in seen:
+        torch.testing.assert_close(state["x_t"], x)
+        x = scheduler.step(state["prediction"], t, x, eta=0.7, generator=generator).prev_sample
+    assert not torch.equal(drawn.latents, draw(pipe, 4, num_inference_steps=5, eta=0, restarts=[]).latents)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_without_eta_a_scheduler_takes_its_own(name):
+    pipe = untrained(name)
+    pipe.scheduler = helpers.sampler("DDIM", prediction_type=SCHEDULES[name]["prediction_type"])
+    with_0, without = (draw(pipe, 4, num_inference_steps=5, eta=eta).latents for eta in (0, None))
+    assert torch.equal(with_0, without)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("eta", [-0.1, 1.01, float("nan"), "much", [0, 1]])
+def test_a_wrong_eta_is_named(name, eta):
+    pipe = untrained(name)
+    pipe.scheduler = helpers.sampler("DDIM", prediction_type=SCHEDULES[name]["prediction_type"])
+    with pytest.raises(ValueError, match=re.escape(f"eta={eta!r}: expected 0 (no fresh noise) to 1")):
+        draw(pipe, 1, eta=eta)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_eta_of_a_scheduler_without_it_is_refused(name):
+    with pytest.raises(ValueError, match="eta=0.5: a step of DPMSolverMultistepScheduler has no such knob; DDIMS"):
+        draw(untrained(name), 1, eta=0.5)
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -1,6 +1,7 @@
 """Schedules by hand, against diffusers and with wrong input; the spacing of steps."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -216,3 +217,34 @@ def test_x_0_from_v(t):
     v = scheduler.get_velocity(x_0, eps, torch.as_tensor(t).expand(3))
     found = schedules.x_0_from_v(x_t, t, v, scheduler.alphas_cumprod)
     torch.testing.assert_close(found, x_0, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers by name
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", schedules.SAMPLERS)
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_a_sampler_by_its_name_fits_the_networks(name, kind):
+    made = helpers.sampler(name, prediction_type=kind)
+    torch.testing.assert_close(helpers.alpha_bars(made.betas), helpers.alpha_bars(helpers.cosine_betas(1000)))
+    assert made.config.timestep_spacing == "trailing"
+    schedules.check_sampler(made, schedules.HEUN_STEPS, kind)
+
+
+def test_a_sampler_takes_settings_of_its_class():
+    made = helpers.sampler("SDE-DPM-Solver++", use_karras_sigmas=True, timestep_spacing="leading")
+    assert made.config.use_karras_sigmas and made.config.timestep_spacing == "leading"
+    assert made.config.algorithm_type == "sde-dpmsolver++"
+
+
+@pytest.mark.parametrize("name", ["ddim", "DDIMScheduler", None, 3, ["DDIM"]])
+def test_an_unknown_sampler_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match=re.escape(f"unknown sampler {name!r}; known ones: DDPM, DDIM, DPM-Solver++")):
+        helpers.sampler(name)
+
+
+def test_a_setting_that_a_sampler_does_not_have_is_named():
+    with pytest.raises(ValueError, match="DDPMScheduler has no setting 'use_karras_sigmas'; see help"):
+        helpers.sampler("DDPM", use_karras_sigmas=True)
