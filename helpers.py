@@ -15,6 +15,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     training       `fit`, saved states, the losses
     evaluation     strict scores, framing rows, obedience, tables
     checkpoints    loading and saving trained pipelines, their cards
+    open_models    published pipelines that draw pictures: whether their weights are here, loading, drawing
     scoring        scores of whole pipelines, for curves and cards
     recipes        one `Recipe` per checkpoint, and `train`
     drawing        colours, the drawing of molecules, captions
@@ -122,6 +123,7 @@ from molecule_diffusion.evaluation import (
     results_table,
 )
 from molecule_diffusion.checkpoints import load_pipeline
+from molecule_diffusion.open_models import OPEN_MODELS, OpenModel, draw_images, load_open_model, weights_in_cache
 from molecule_diffusion.recipes import RECIPES, Recipe, train
 from molecule_diffusion.drawing import COLOURS, show_figure, show_image
 from molecule_diffusion.viewers import (
@@ -137,6 +139,7 @@ from molecule_diffusion.viewers import (
 from molecule_diffusion.viewer_3d import show_3d
 from molecule_diffusion.exercises.checking import checked, solved
 from molecule_diffusion.exercises.notebook_05 import BRIEF
+from molecule_diffusion.exercises.notebook_06_lab import patient
 from molecule_diffusion.notebooks import check_setup
 from molecule_diffusion.cli import main
 
@@ -159,12 +162,14 @@ TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss
 Evaluation evaluate exact_match fcd_to_validation framing_rows obedience random_graphs reconstruction_accuracy
 results_table
 load_pipeline
+OPEN_MODELS OpenModel draw_images load_open_model weights_in_cache
 RECIPES Recipe train
 COLOURS show_figure show_image
 course_map show_filmstrip show_graph show_grid show_loss show_map show_properties training_curve
 show_3d
 checked solved
 BRIEF
+patient
 check_setup
 main
 """.split()

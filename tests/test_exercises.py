@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import wrong_answers_06
 
 import helpers
 from molecule_diffusion.exercises import checking, notebook_00, notebook_01, notebook_04
@@ -520,6 +521,7 @@ WRONG = {
         (unfiltered_design, "has (type|part|gap|logP) .*measure before you hand over"),
     ],
 }
+WRONG |= wrong_answers_06.WRONG
 
 
 def test_every_exercise_has_wrong_answers():

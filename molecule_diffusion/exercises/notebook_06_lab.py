@@ -1,0 +1,174 @@
+"""Notebook 06, sections 2 and 5: a fair comparison, and the debugging lab with its patients."""
+
+import copy
+
+import torch
+from diffusers import DDPMScheduler
+
+from molecule_diffusion.checks import quoted
+from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect_something
+from molecule_diffusion.schedules import NOISE_SCHEDULE, cosine_betas
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 06.1: a comparison confounded by its seed
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def compare(draw, settings, seed):
+    """What `draw(generator=…, **setting)` returns for each of the settings, all from the same noise: {name: …}."""
+    found = {}
+    for name, setting in settings.items():
+        generator = torch.Generator().manual_seed(seed)
+        found[name] = draw(generator=generator, **setting)
+    return found
+
+
+class _Recorder:
+    """A `draw` that keeps the noise and the setting of each call."""
+
+    def __init__(self):
+        self.noise, self.settings = {}, {}
+
+    def __call__(self, generator=None, **setting):
+        if generator is None:
+            raise WrongAnswer("`draw` got no generator, so it takes torch's global one; hand it over: generator=…")
+        if not isinstance(generator, torch.Generator):
+            raise WrongAnswer(
+                f"`draw` got generator={quoted(generator)}: expected a torch.Generator; a setting is handed over "
+                "as **setting"
+            )
+        ticket = f"molecules of call {len(self.noise) + 1}"
+        self.noise[ticket] = torch.randn(3, generator=generator)
+        torch.randn(setting.get("num_inference_steps", 1), generator=generator)  # as a sampler with fresh noise does
+        self.settings[ticket] = setting
+        return ticket
+
+
+def _noise_of(answer, settings, seed):
+    """The noise (settings, 3) from which an answer draws with each setting."""
+    draw, given = _Recorder(), copy.deepcopy(settings)
+    got = answer(draw, given, seed)
+    if got is None and not draw.noise:
+        expect_something(got)
+    if not draw.noise:
+        raise WrongAnswer("`draw` was never called")
+    if not isinstance(got, dict):
+        raise WrongAnswer(f"return a dictionary, {{name: what was drawn}}; {type(got).__name__} came")
+    if missing := [name for name in settings if name not in got]:
+        raise WrongAnswer(
+            f"there is no result for {missing[0]!r}; every setting needs one (a `return` inside the loop ends it)"
+        )
+    if given != settings:
+        raise WrongAnswer("the caller's settings were changed; hand the generator over beside **setting")
+    for name, setting in settings.items():
+        if got[name] not in draw.noise:
+            raise WrongAnswer(f"the result for {name!r} is not what `draw` returned")
+        if not draw.settings[got[name]]:
+            raise WrongAnswer(f"{name!r} was drawn without its setting; hand it over: draw(generator=…, **setting)")
+        if draw.settings[got[name]] != setting:
+            raise WrongAnswer(f"{name!r} was drawn with {draw.settings[got[name]]}, its setting is {setting}")
+    return torch.stack([draw.noise[got[name]] for name in settings])
+
+
+@exercise("06.1", compare)
+def _check_compare(answer):
+    settings = {"20 steps": {"num_inference_steps": 20}, "20 steps again": {"num_inference_steps": 20}}
+    settings["25 steps"] = {"num_inference_steps": 25}
+    before = torch.get_rng_state()
+    try:
+        first, other, again = (_noise_of(answer, settings, seed) for seed in (3, 8, 3))
+        touched = not torch.equal(before, torch.get_rng_state())
+    finally:
+        torch.set_rng_state(before)
+    if not torch.equal(first, first[:1].expand_as(first)):
+        shared = torch.Generator().manual_seed(3)
+        start = torch.randn(3, generator=shared)
+        torch.randn(20, generator=shared)
+        if torch.equal(first[:2], torch.stack([start, torch.randn(3, generator=shared)])):
+            raise WrongAnswer(
+                "the settings share one generator object: the second begins where the first one stopped, so with other "
+                "noise. Make a generator anew for each setting"
+            )
+        raise WrongAnswer("the settings start from different noise; each needs a generator with the *same* seed")
+    if touched:
+        raise WrongAnswer(
+            "this seeds torch's global generator, from which all other code draws as well; make a torch.Generator()"
+        )
+    if torch.equal(first, other):
+        raise WrongAnswer("the noise is the same for seed 3 and for seed 8: the argument `seed` is not used")
+    if not torch.equal(first, again):
+        raise WrongAnswer("the same seed gave other noise the second time; seed each generator by `manual_seed(seed)`")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 06.5: five patients
+# ---------------------------------------------------------------------------------------------------------------------
+
+# what cannot be if it is the cause; said of a patient who does not have it
+_CONTRADICTIONS = {
+    "signal left": "then a known latent would still show in its first state, and 'kept at the start' is about 0",
+    "clipping": "then no number could lie beyond 1 at the end, and its largest |z| does",
+    "prediction type": "then its first guess would be multiplied by 20,000, and its latents end at the size of 1",
+    "lost betas": "then noise of the size 0.3 would be left in the quiet numbers, and their spread is far from that",
+    "batches": "then other batches would give other molecules, and they give the same ones",
+}
+_DIAGNOSIS = {"A": "clipping", "B": "lost betas", "C": "batches", "D": "prediction type", "E": "signal left"}
+
+
+def _own_noise(n, seed=0):
+    """A generator for each of n molecules."""
+    return [torch.Generator().manual_seed(1000 * seed + k) for k in range(n)]
+
+
+def _common_noise(n, seed=0):
+    """One generator that all n molecules share."""
+    return [torch.Generator().manual_seed(seed)] * n
+
+
+def _scheduler_with(cause):
+    """A DDPM scheduler for the course's latents with one fault."""
+    settings = NOISE_SCHEDULE | {"clip_sample": False}
+    if cause == "signal left":
+        settings |= {"num_train_timesteps": 100, "trained_betas": cosine_betas(1000)[:100].tolist()}
+    if cause == "clipping":
+        settings["clip_sample"] = True
+    if cause == "prediction type":
+        settings["prediction_type"] = "epsilon"
+    if cause == "lost betas":  # given by place and not by name, they do not survive `from_config`
+        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        by_place = [settings.pop(name) for name in names]
+        made = DDPMScheduler(*by_place, **settings)
+        return DDPMScheduler.from_config(made.config)
+    return DDPMScheduler(**settings)
+
+
+def patient(name):
+    """One of the five patients of the debugging lab: (scheduler, noise); `noise(n, seed)` gives n generators.
+
+    Args: name: "A" to "E". Raises: ValueError for another.
+    """
+    if name not in _DIAGNOSIS:
+        raise ValueError(f"patient({quoted(name)}): there are the patients {', '.join(_DIAGNOSIS)}")
+    cause = _DIAGNOSIS[name]
+    return _scheduler_with(cause), _common_noise if cause == "batches" else _own_noise
+
+
+@exercise("06.5", _DIAGNOSIS)
+def _check_diagnosis(answer):
+    if not isinstance(answer, dict):
+        raise WrongAnswer(f'expected a dictionary, {{"A": "…", "B": "…", …}}; {type(answer).__name__} came')
+    if missing := [name for name in _DIAGNOSIS if answer.get(name) in (None, ...)]:
+        raise WrongAnswer(f"there is no answer yet for {', '.join(missing)}. Replace the `...` by the name of a cause")
+    if strange := [name for name in answer if name not in _DIAGNOSIS]:
+        raise WrongAnswer(f"there is no patient {quoted(strange[0])}; the patients are {', '.join(_DIAGNOSIS)}")
+    for name, cause in answer.items():
+        if cause not in list(_CONTRADICTIONS):
+            raise WrongAnswer(f"{name}: unknown cause {quoted(cause)}; known ones: {', '.join(_CONTRADICTIONS)}")
+    for cause in _CONTRADICTIONS:
+        alike = [name for name in answer if answer[name] == cause]
+        if len(alike) > 1:
+            raise WrongAnswer(f"{cause!r} stands at {' and '.join(alike)}; every cause occurs once")
+    wrong = [name for name in _DIAGNOSIS if answer[name] != _DIAGNOSIS[name]]
+    if wrong:
+        said = [f"{name} cannot be {answer[name]!r}: {_CONTRADICTIONS[answer[name]]}" for name in wrong]
+        raise WrongAnswer(". ".join(said))

@@ -1,0 +1,253 @@
+"""Wrong answers to the exercises of notebook 06, each with words that answer it; `test_exercises` tries them."""
+
+import numpy as np
+import torch
+
+from molecule_diffusion.exercises import notebook_06
+
+
+def compare_with(generator_of, hand_over=True):
+    """An answer to 06.1 that takes the generator for the k-th setting from `generator_of(k, seed)`."""
+
+    def answer(draw, settings, seed):
+        found = {}
+        for k, (name, setting) in enumerate(settings.items()):
+            found[name] = draw(generator=generator_of(k, seed), **(setting if hand_over else {}))
+        return found
+
+    return answer
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def shared_generator(draw, settings, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: draw(generator=generator, **setting) for name, setting in settings.items()}
+
+
+def global_seed(draw, settings, seed):
+    torch.manual_seed(seed)
+    return {name: draw(**setting) for name, setting in settings.items()}
+
+
+def first_setting_only(draw, settings, seed):
+    for name, setting in settings.items():
+        return {name: draw(generator=seeded(seed), **setting)}
+
+
+def settings_changed(draw, settings, seed):
+    for setting in settings.values():
+        setting["generator"] = seeded(seed)
+    return {name: draw(**setting) for name, setting in settings.items()}
+
+
+def one_setting_for_all(draw, settings, seed):
+    setting = settings["20 steps"]
+    return {name: draw(generator=seeded(seed), **setting) for name in settings}
+
+
+RIGHT = dict(A="clipping", B="lost betas", C="batches", D="prediction type", E="signal left")
+
+
+def eta_loop(change="", fresh=1.0):
+    """The right loop of exercise 06.2 with one change, as a function."""
+
+    def answer(predict_v, z, timesteps, alpha_bar, eta, generator):
+        for k, t in enumerate(timesteps):
+            last = k == len(timesteps) - 1
+            now = alpha_bar[t]
+            after = torch.ones_like(now) if last else alpha_bar[timesteps[k + 1]]
+            if change == "-1" and last:
+                after = alpha_bar[-1]
+            if change == "first" and last:
+                after = alpha_bar[0]
+            if change == "t - 1":
+                after = alpha_bar[t - 1]
+            v = predict_v(z, t)
+            z_0, eps = now.sqrt() * z - (1 - now).sqrt() * v, (1 - now).sqrt() * z + now.sqrt() * v
+            if change == "sign":
+                eps = (1 - now).sqrt() * z - now.sqrt() * v
+            if change == "epsilon":
+                z_0, eps = (z - (1 - now).sqrt() * v) / now.sqrt(), v
+            if change == "v":
+                eps = v
+            if change == "sample":
+                z_0, eps = v, (z - now.sqrt() * v) / (1 - now).sqrt()
+            share = 1.0 if change == "no eta" else eta
+            full = (1 - after) / (1 - now) * (1 - now / after)
+            if change == "upside down":
+                full = (1 - after) / (1 - now) * (1 - after / now)
+            sigma = share * (full if change == "variance" else full.sqrt())
+            if change == "eta squared":
+                sigma = eta * sigma
+            if change == "beta":
+                sigma = eta * (1 - now / after).sqrt()
+            taken = {"kept": 0 * sigma, "eta once": eta * full, "no square": sigma}.get(change, sigma**2)
+            left = 1 - after - taken
+            if change != "unguarded":
+                left = left.clamp(min=0)
+            z = after.sqrt() * z_0 + (left if change == "no root" else left.sqrt()) * eps
+            z = z + fresh * sigma * torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        return z
+
+    return answer
+
+
+def always_ddpm(predict_v, z, timesteps, alpha_bar, eta, generator):
+    return notebook_06.ddim_loop(predict_v, z, timesteps, alpha_bar, 1.0, generator)
+
+
+def never_noisy(predict_v, z, timesteps, alpha_bar, eta, generator):
+    return notebook_06.ddim_loop(predict_v, z, timesteps, alpha_bar, 0.0, generator)
+
+
+def steps_from_study(choose):
+    """An answer to 06.4: for each sampler the number of steps that `choose` picks from {steps: mean FCD}."""
+    return lambda: {name: choose(fcds) for name, fcds in notebook_06._mean_fcds()[0].items()}
+
+
+def front(as_good, better, keep=lambda values: ~np.isnan(values).any(1)):
+    """A Pareto front by other comparisons, as a function for exercise 06.6."""
+
+    def answer(values):
+        dominated = [(as_good(values, point) & better(values, point)).any() for point in values]
+        return ~np.array(dominated) & keep(values)
+
+    return answer
+
+
+def both_at_most(values, point):
+    return (values <= point).all(1)
+
+
+def one_less(values, point):
+    return (values < point).any(1)
+
+
+def first_of_equals(values):
+    _, first = np.unique(values, axis=0, return_index=True)
+    kept = np.zeros(len(values), bool)
+    kept[first] = True
+    return kept & front(both_at_most, one_less)(values)
+
+
+def fast(**changes):
+    """A right answer to 06.7 with changes."""
+    return {"power": 1.0, "noise": False, "order": 2, "steps": 5, "restarts": []} | changes
+
+
+def without(key):
+    return {name: value for name, value in fast().items() if name != key}
+
+
+WRONG = {
+    "06.1": [
+        (shared_generator, "share one generator object"),
+        (compare_with(lambda k, seed: seeded(0)), "`seed` is not used"),
+        (compare_with(lambda k, seed: torch.Generator()), "`seed` is not used"),
+        (global_seed, "got no generator"),
+        (compare_with(lambda k, seed: torch.manual_seed(seed)), "torch's global generator"),
+        (compare_with(lambda k, seed: seeded(seed + k)), r"the \*same\* seed"),
+        (compare_with(lambda k, seed: seed), "expected a torch.Generator"),
+        (compare_with(lambda k, seed: seeded(seed), hand_over=False), "was drawn without its setting"),
+        (one_setting_for_all, "its setting is {'num_inference_steps': 25}"),
+        (first_setting_only, "no result for '20 steps again'"),
+        (settings_changed, "caller's settings were changed"),
+        (lambda draw, settings, seed: [draw(generator=seeded(seed), **s) for s in settings.values()], "list came"),
+        (lambda draw, settings, seed: {name: seeded(seed) for name in settings}, "`draw` was never called"),
+    ],
+    "06.5": [
+        (RIGHT | {"A": "prediction type", "D": "clipping"}, "A cannot be 'prediction type'.*D cannot be 'clipping'"),
+        (RIGHT | {"B": "signal left", "E": "lost betas"}, "kept at the start.*E cannot be 'lost betas'.*quiet numbers"),
+        (RIGHT | {"C": "lost betas", "B": "batches"}, "B cannot be 'batches': then other batches"),
+        (RIGHT | {"E": None}, "no answer yet for E"),
+        ({name: cause for name, cause in RIGHT.items() if name != "C"}, "no answer yet for C"),
+        (RIGHT | {"B": "beta schedule"}, "unknown cause 'beta schedule'; known ones: signal left, clipping"),
+        (RIGHT | {"B": "clipping"}, "'clipping' stands at A and B"),
+        (RIGHT | {"F": "clipping"}, "no patient 'F'"),
+        (list(RIGHT.values()), "expected a dictionary.*list came"),
+        ("clipping", "expected a dictionary.*str came"),
+        (lambda name: "clipping", "expected a dictionary.*function came"),
+    ],
+    "06.2": [
+        (eta_loop(fresh=0.0), "the fresh noise is missing"),
+        (eta_loop("kept"), "keeps its full weight"),
+        (eta_loop("variance"), r"η times the \*root\*"),
+        (eta_loop("eta squared"), "contains η once"),
+        (eta_loop("eta once"), "so η is squared there"),
+        (eta_loop("no square"), "without the square"),
+        (eta_loop("no root"), "the square root is missing in the weight"),
+        (eta_loop("no eta"), "η has no effect"),
+        (always_ddpm, "this is the answer for η = 1"),
+        (eta_loop("beta"), r"1 - ᾱ_s\) / \(1 - ᾱ_t\)\) is missing"),
+        (eta_loop("sign"), r"\*plus\*"),
+        (eta_loop("epsilon"), "as if it were ε; it is v"),
+        (eta_loop("v"), "v is put back as if it were ε"),
+        (eta_loop("sample"), "as if it were z_0"),
+        (eta_loop("t - 1"), "not t - 1"),
+        (eta_loop("-1"), "after the last step ᾱ_s is 1"),
+        (eta_loop("first"), "not the first entry"),
+        (eta_loop("upside down"), "the noisier ᾱ above"),
+        (eta_loop("unguarded"), "clamp"),
+        (never_noisy, "this is the answer for η = 0"),
+        (lambda predict_v, z, timesteps, alpha_bar, eta, generator: z, "nothing changed"),
+    ],
+    "06.3": [
+        (lambda at_50: {name: error / 2 for name, error in at_50.items()}, "DPM-Solver.*Its order is 2"),
+        (lambda at_50: {name: error / 4 for name, error in at_50.items()}, "DDIM.*Its order is 1"),
+        (lambda at_50: dict(at_50), "is the error at 50 calls"),
+        (lambda at_50: {name: 2 * error for name, error in at_50.items()}, "shorter steps make it fall"),
+        (lambda at_50: {"DDIM": at_50["DDIM"] / 2}, "the prediction for DPM-Solver.. is missing"),
+        (lambda at_50: {"DDIM": -1.5, "DPM-Solver++": -0.03}, "the size of the error"),
+        (lambda at_50: [at_50["DDIM"] / 2, at_50["DPM-Solver++"] / 4], "return a dict"),
+        (lambda at_50: {"DDIM": 0.0155, "DPM-Solver++": 0.00035}, "a factor of 101"),
+    ],
+    "06.4": [
+        (steps_from_study(min), r"DDIM: 1 is too small\. The FCD there, [\d.]+, is [\d.]+ above the smallest one"),
+        (steps_from_study(max), r"SDE-DPM-Solver\+\+: 200 is too large"),
+        (steps_from_study(lambda fcds: min(fcds, key=fcds.get)), "too large. It has the smallest FCD"),
+        (lambda: notebook_06.enough_steps() | {"DDIM": 7}, "DDIM: 7 is not among the numbers of steps"),
+        (lambda: notebook_06.enough_steps() | {"DPM-Solver++": "20"}, "'20' is not among the numbers of steps"),
+        (lambda: {"DDIM": notebook_06.enough_steps()["DDIM"]}, r"DPM-Solver\+\+ is missing"),
+        (lambda: notebook_06.enough_steps() | {"DDIM": ...}, "DDIM: replace the"),
+        (lambda: list(notebook_06.enough_steps().values()), "return a dict"),
+    ],
+    "06.6": [
+        (front(lambda v, p: (v < p).all(1), one_less), "equal in one column and better in the other does dominate"),
+        (front(lambda v, p: (v >= p).all(1), lambda v, p: (v > p).any(1)), r"front of the \*largest\* values"),
+        (front(both_at_most, lambda v, p: True), "compared with itself as well"),
+        (front(lambda v, p: True, one_less), r"at least as good in \*both\*"),
+        (front(both_at_most, lambda v, p: np.arange(len(v)) != (v == p).all(1).argmax()), "remove each other"),
+        (front(both_at_most, one_less, lambda v: True), "a row with NaN is on your front"),
+        (front(both_at_most, one_less, lambda v: ~np.isnan(v).any()), "emptied the whole front"),
+        (first_of_equals, "only one was kept"),
+        (lambda values: values[:, 0] == values[:, 0].min(), "smallest of the first column; both goals count"),
+        (lambda values: values[:, 1] == values[:, 1].min(), "smallest of the second column; both goals count"),
+        (lambda values: (values == values.min(0)).any(1), "so is what lies between them"),
+        (lambda values: values.sum(1) == values.sum(1).min(), "cannot be added"),
+        (lambda values: ~front(both_at_most, one_less)(values), "the other way round"),
+        (lambda values: np.flatnonzero(front(both_at_most, one_less)(values)), "these are the positions"),
+        (lambda values: values[front(both_at_most, one_less)(values)], "these are the settings themselves"),
+        (lambda values: front(both_at_most, one_less)(values).sum(), "expected True or False for each setting"),
+        (lambda values: front(both_at_most, one_less)(values[:-1]), r"expected shape \(3,\), got \(2,\)"),
+    ],
+    "06.7": [
+        (fast(steps=6), "6 steps and 0 in restarts make 6 network calls; the budget is 5"),
+        (fast(restarts=[("jump", 0.3, 2)]), "5 steps and 2 in restarts make 7 network calls"),
+        (fast(eta=0.5), "there is no knob 'eta'; the knobs are power, noise, order, steps, restarts"),
+        (without("order"), "'order' is missing"),
+        (fast(noise="False"), "noise='False': expected True or False"),
+        (fast(power="1.5"), "power='1.5': expected a number above 0"),
+        (fast(order=3), "order=3: expected 1 or 2"),
+        (fast(steps=2.5), "steps=2.5: expected a whole number of at least 1"),
+        (fast(restarts=[("jump", 0.3)]), "expected a list of triples"),
+        (fast(restarts="none"), "expected a list of triples"),
+        ([1.0, False, 2, 5, []], "a dict was expected, list came"),
+        (fast(power=1.5, noise=True), "FCD .* and at most 1.4 was asked for. With power 1.5 the first step alone"),
+        (fast(order=1), "At order 1 the error of a long step is large"),
+        (fast(steps=3, restarts=[("jump", 0.3, 2)]), "2 of the calls go into restarts, which leaves 3"),
+        (fast(steps=3), "2 of the 5 calls are not spent"),
+    ],
+}
