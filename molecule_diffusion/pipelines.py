@@ -116,10 +116,13 @@ class MoleculePipeline(DiffusionPipeline):
         return scheduler.add_noise(x_0, noise, timesteps[:1].expand(len(x_0)))
 
     @staticmethod
-    def step_arguments(scheduler, **wanted):
-        """Those of the wanted arguments, generator and eta, that the scheduler's step takes, and that are not None."""
+    def step_arguments(scheduler, generator, eta):
+        """Generator and eta as a dict, for those schedulers whose step takes them; eta not if it is None."""
+        wanted = {"generator": generator}
+        if eta is not None:
+            wanted["eta"] = min(eta, 1 - 1e-6)  # at 1, DDIM may take the root of -6e-8: 0 in exact numbers
         taken = inspect.signature(scheduler.step).parameters
-        return {name: value for name, value in wanted.items() if name in taken and value is not None}
+        return {name: value for name, value in wanted.items() if name in taken}
 
     def end_step(self, callback_on_step_end, step, t, callback_kwargs):
         """Call the user's callback, if there is one. Returns: the latents to go on with."""
@@ -254,7 +257,7 @@ class GraphDDPMPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, (GRAPH_SIZE,), generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
-                    extra = self.step_arguments(scheduler, generator=generator, eta=eta)
+                    extra = self.step_arguments(scheduler, generator, eta)
                     x = self.begin(scheduler, x, noise, timesteps)
                     for t in timesteps:
                         # 1. what was x_0? the network reads x_t and its own last guess
@@ -336,7 +339,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
                 for scheduler, num_steps, done in stages:
                     noise = self.noise(batch, shape, generator)
                     timesteps = self.set_steps(scheduler, num_steps, done)
-                    extra = self.step_arguments(scheduler, generator=generator, eta=eta)
+                    extra = self.step_arguments(scheduler, generator, eta)
                     z = self.begin(scheduler, z, noise, timesteps)
                     for t in timesteps:
                         # 1. what does the network say about z_t? the diffusion prior replaces this method

@@ -71,7 +71,7 @@ SCHEDULERS["v_prediction"] = (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
-HEUN_STEPS = 50  # with fewer, Heun's method is unstable at the noisy end: 18 % valid latent samples at 20 steps
+HEUN_STEPS = 50  # with fewer, its first step is too long for this schedule: 18 % valid latent samples at 20 steps
 
 
 # Schedulers by the names that papers give them, for sampling without looking up the class: `sampler`.
@@ -120,7 +120,7 @@ def check_sampler(scheduler, num_inference_steps, prediction_type, eta=None):
     config = scheduler.config
     if isinstance(scheduler, HeunDiscreteScheduler) and num_inference_steps < HEUN_STEPS:
         raise ValueError(
-            f"num_inference_steps={num_inference_steps}: Heun's method is unstable below {HEUN_STEPS} here"
+            f"num_inference_steps={num_inference_steps}: Heun's first step is too long below {HEUN_STEPS} steps here"
         )
     if num_inference_steps > config.num_train_timesteps:
         raise ValueError(
