@@ -99,8 +99,16 @@ class MoleculePipeline(DiffusionPipeline):
         return stages
 
     def set_steps(self, scheduler, num_inference_steps, done):
-        """Set a scheduler's steps anew. Returns: the last `done` of its timesteps, falling, at which it begins."""
+        """Set a scheduler's steps anew. Returns: the last `done` of its timesteps, falling, at which it begins.
+
+        Raises: ValueError for those numbers of steps to which diffusers' spacing "trailing" appends a timestep -1.
+        """
         scheduler.set_timesteps(num_inference_steps, device=self.device)
+        if scheduler.timesteps.min() < 0:
+            raise ValueError(
+                f"{num_inference_steps} steps: diffusers' spacing 'trailing' has a rounding error there and ends at "
+                "t = -1; take one step more or less (in a restart, steps / strength is the number)"
+            )
         skipped = num_inference_steps - done
         if hasattr(scheduler, "set_begin_index"):  # else it is looked up by t, which may occur twice
             scheduler.set_begin_index(skipped)

@@ -29,8 +29,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from molecule_diffusion.checks import check_count, check_number, quoted
 
-# The noise schedule of every model here. Spelled out: `from_config` into another scheduler class drops values that
-# equal the first class's defaults and takes the second's own.
+# The noise schedule of every model here. Spelled out, by name: `from_config` hands on only what was given by name, and
+# for the rest the new class takes its own defaults.
 NOISE_SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -269,6 +269,11 @@ class JumpScheduler(DDPMScheduler):
 
     Consistency models sample so (algorithm 1 of Song et al., arXiv:2303.01469). Settings as in `DDPMScheduler`.
     """
+
+    def set_timesteps(self, *arguments, **others):
+        """As in diffusers, without the timestep -1 that its spacing "trailing" appends for some numbers of steps."""
+        super().set_timesteps(*arguments, **others)
+        self.timesteps = self.timesteps[self.timesteps >= 0]
 
     def step(self, model_output, timestep, sample, generator=None):
         """One step. Shapes: model_output, sample (B, ...), timestep () -> prev_sample (B, ...)."""

@@ -1,6 +1,7 @@
 """Every exercise of the notebooks: its solution passes, its stub is unsolved, wrong answers are told apart."""
 
 import ast
+import copy
 import re
 
 import nbformat
@@ -99,9 +100,11 @@ def test_the_stub_is_unsolved_and_the_notebook_goes_on(exercises, number, capsys
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_reference_passes_its_own_check(number, capsys):
     _, reference = checking.EXERCISES[number]
+    answer = copy.copy(reference)  # a dict; a function would be the same one
+    if callable(reference):
 
-    def answer(*given):
-        return reference(*given)
+        def answer(*given):
+            return reference(*given)
 
     assert helpers.checked(number, answer) is answer
     assert "✓" in capsys.readouterr().out

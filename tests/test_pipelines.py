@@ -595,6 +595,30 @@ def test_a_wrong_eta_is_named(name, eta):
         draw(pipe, 1, eta=eta)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [61, 103, 201])
+def test_a_spacing_that_ends_below_0_is_refused(name, steps):
+    pipe = untrained(name)
+    pipe.scheduler = helpers.sampler("DPM-Solver++", prediction_type=SCHEDULES[name]["prediction_type"])
+    with pytest.raises(ValueError, match=f"{steps} steps: diffusers' spacing 'trailing' has a rounding error there"):
+        draw(pipe, 1, num_inference_steps=steps, restarts=[])
+    with pytest.raises(ValueError, match=f"{steps} steps: .* steps / strength is the number"):
+        draw(pipe, 1, num_inference_steps=5, restarts=[("solver", 10 / steps, 10)])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_jump_leaves_the_timestep_below_0_out(name):
+    seen = []
+    pipe = untrained(name)
+    pipe(
+        2,
+        num_inference_steps=2,
+        restarts=[("jump", 12 / 61, 12)],
+        callback_on_step_end=lambda p, k, t, s: seen.append(t),
+    )
+    assert len(seen) == 14 and min(seen) >= 0
+
+
 def test_an_eta_of_1_survives_single_precision():
     pipe = untrained("latent_diffusion")
     pipe.scheduler = helpers.sampler("DDIM")
