@@ -247,6 +247,7 @@ WRONG = {
         (fast(restarts="none"), "expected a list of triples"),
         ([1.0, False, 2, 5, []], "a dict was expected, list came"),
         (fast(power=1.5, noise=True), "FCD .* and at most 1.3 was asked for. With power 1.5 the first step alone"),
+        (fast(power=1.2, noise=True), "With fresh noise a long step is a coarser approximation"),
         (fast(order=1), "At order 1 the error of a long step is large"),
         (fast(steps=3, restarts=[("jump", 0.3, 2)]), "2 of the calls go into restarts, which leaves 3"),
         (fast(steps=3), "2 of the 5 calls are not spent"),

@@ -456,4 +456,6 @@ def _advice(setting, calls):
             f" With power {setting['power']:g} the first step alone covers {longest:.0%} of the times; "
             "compare with a smaller power"
         )
+    if setting["noise"]:
+        return " With fresh noise a long step is a coarser approximation; compare with noise False"
     return " Change one knob at a time and look where FCD falls"
