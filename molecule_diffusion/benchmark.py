@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from diffusers import DDPMScheduler
 
 from molecule_diffusion.checkpoints import load_pipeline, machine
 from molecule_diffusion.checks import check_count
@@ -16,7 +15,7 @@ from molecule_diffusion.evaluation import evaluate, random_graphs, training_mole
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT, atomic, read_json, write_json
 from molecule_diffusion.pipelines import MoleculePipeline
 from molecule_diffusion.recipes import RECIPES
-from molecule_diffusion.schedules import NOISE_SCHEDULE
+from molecule_diffusion.schedules import sampler
 
 BENCHMARK = RESULTS / "benchmark.json"
 FIGURE = ROOT / "figs" / "benchmark.png"
@@ -43,7 +42,7 @@ class Setting:
 
 def stock_scheduler():
     """What a textbook takes for latent diffusion: diffusers' DDPMScheduler, without clipping."""
-    return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)
+    return sampler("DDPM")
 
 
 TRAINING_MOLECULES, RANDOM_GRAPHS = "training molecules (the floor)", "random graphs"

@@ -128,7 +128,7 @@ class MoleculePipeline(DiffusionPipeline):
         """Generator and eta as a dict, for those schedulers whose step takes them; eta not if it is None."""
         wanted = {"generator": generator}
         if eta is not None:
-            wanted["eta"] = min(eta, 1 - 1e-6)  # at 1, DDIM may take the root of -6e-8: 0 in exact numbers
+            wanted["eta"] = min(float(eta), 1 - 1e-6)  # at 1, DDIM may take the root of -6e-8: 0 in exact numbers
         taken = inspect.signature(scheduler.step).parameters
         return {name: value for name, value in wanted.items() if name in taken}
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
 from molecule_diffusion.checks import check_count, check_seed, this_process
 from molecule_diffusion.encodings import expected_graph, split_vector
 from molecule_diffusion.files import atomic
 from molecule_diffusion.models import summed_cross_entropy
-from molecule_diffusion.schedules import NOISE_SCHEDULE, x_0_from_v
+from molecule_diffusion.schedules import NOISE_SCHEDULE, sampler, x_0_from_v
 
 SAVE_EVERY = 30  # seconds between two saved states
 
@@ -363,4 +362,4 @@ def _logit_normal_timesteps(n, mean):
 @functools.cache
 def _training_scheduler():
     """The noise schedule, to add noise and to compute v; it takes no steps, so its prediction_type does not matter."""
-    return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False)
+    return sampler("DDPM")

@@ -619,6 +619,13 @@ def test_a_jump_leaves_the_timestep_below_0_out(name):
     assert len(seen) == 14 and min(seen) >= 0
 
 
+def test_eta_may_be_any_kind_of_number():
+    pipe = untrained("latent_diffusion")
+    pipe.scheduler = helpers.sampler("DDIM")
+    drawn = [draw(pipe, 2, num_inference_steps=3, eta=eta).latents for eta in (0.5, "0.5", torch.tensor(0.5))]
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
 def test_an_eta_of_1_survives_single_precision():
     pipe = untrained("latent_diffusion")
     pipe.scheduler = helpers.sampler("DDIM")

@@ -2,7 +2,13 @@
 
 import torch
 
-from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something
+from molecule_diffusion.exercises.checking import (
+    WrongAnswer,
+    exercise,
+    expect,
+    expect_something,
+    known_network,
+)
 from molecule_diffusion.models import standardise
 from molecule_diffusion.schedules import alpha_bars, cosine_betas
 
@@ -142,11 +148,7 @@ _LOOP_MISTAKES = {
 def _check_ddpm_loop(answer):
     alpha_bar = alpha_bars(cosine_betas(1000).double())
     timesteps = [799, 599, 399, 199]
-
-    def predict_v(z_t, t):
-        """The exact answer for latents whose numbers are all 1 or -1."""
-        a, s = alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()
-        return (a * z_t - torch.tanh(a * z_t / s**2)) / s
+    predict_v = known_network(alpha_bar)
 
     def run(loop, *extra):
         seeded = torch.Generator().manual_seed(1)

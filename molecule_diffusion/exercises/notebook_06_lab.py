@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 
 from molecule_diffusion.checks import quoted
 from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect_something
-from molecule_diffusion.schedules import NOISE_SCHEDULE, cosine_betas
+from molecule_diffusion.schedules import NOISE_SCHEDULE, cosine_betas, sampler
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 06.1: a comparison confounded by its seed
@@ -127,19 +127,18 @@ def _common_noise(n, seed=0):
 
 def _scheduler_with(cause):
     """A DDPM scheduler for the course's latents with one fault."""
-    settings = NOISE_SCHEDULE | {"clip_sample": False}
-    if cause == "signal left":
-        settings |= {"num_train_timesteps": 100, "trained_betas": cosine_betas(1000)[:100].tolist()}
-    if cause == "clipping":
-        settings["clip_sample"] = True
-    if cause == "prediction type":
-        settings["prediction_type"] = "epsilon"
     if cause == "lost betas":  # given by place and not by name, they do not survive `from_config`
+        settings = NOISE_SCHEDULE | {"clip_sample": False}
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         by_place = [settings.pop(name) for name in names]
         made = DDPMScheduler(*by_place, **settings)
         return DDPMScheduler.from_config(made.config)
-    return DDPMScheduler(**settings)
+    faults = {
+        "signal left": {"num_train_timesteps": 100, "trained_betas": cosine_betas(1000)[:100].tolist()},
+        "clipping": {"clip_sample": True},
+        "prediction type": {"prediction_type": "epsilon"},
+    }
+    return sampler("DDPM", **faults.get(cause, {}))
 
 
 def patient(name):
