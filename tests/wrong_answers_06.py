@@ -103,9 +103,71 @@ def never_noisy(predict_v, z, timesteps, alpha_bar, eta, generator):
     return notebook_06.ddim_loop(predict_v, z, timesteps, alpha_bar, 0.0, generator)
 
 
-def steps_from_study(choose):
-    """An answer to 06.4: for each sampler the number of steps that `choose` picks from {steps: mean FCD}."""
-    return lambda: {name: choose(fcds) for name, fcds in notebook_06._mean_fcds()[0].items()}
+def lam(kept):
+    return 0.5 * np.log(kept / (1 - kept))
+
+
+def two_step(change=""):
+    """The right step of exercise 06.3 with one change, as a function."""
+
+    def answer(z, guess, guess_before, before, now, after):
+        if after == 1 and change != "to infinity":
+            return guess
+        h = lam(after) - lam(now)
+        if change == "log SNR":
+            h = 2 * h
+        slope = guess
+        if guess_before is not None:
+            weight = h / (2 * (lam(now) - lam(before)))
+            weight = {"half": 0.5, "inverted": 1 / (4 * weight), "no half": 2 * weight}.get(change, weight)
+            slope = guess + weight * (guess - guess_before)
+            if change == "backwards":
+                slope = guess + weight * (guess_before - guess)
+            if change == "older":
+                slope = guess_before + weight * (guess - guess_before)
+            if change == "order 1":
+                slope = guess
+        shrink = {"no root": (1 - after) / (1 - now), "upside down": ((1 - now) / (1 - after)) ** 0.5}.get(
+            change, ((1 - after) / (1 - now)) ** 0.5
+        )
+        signal = {"after": after, "now": now**0.5}.get(change, after**0.5)
+        move = {"sign": np.exp(-h) - 1, "growth": np.exp(h) - 1}.get(change, 1 - np.exp(-h))
+        return shrink * z + signal * move * slope
+
+    return answer
+
+
+def pairs(error=None, verdict=None, place=False, sign=1):
+    """The right answer to exercise 06.4 with one change, as a function."""
+
+    def answer(rows, others, border):
+        a = np.array([row["fcd"] for row in rows])
+        fcds = {row["seed"]: row["fcd"] for row in others}
+        b = np.array([row["fcd"] for row in others] if place else [fcds[row["seed"]] for row in rows])
+        d = sign * (a - b)
+        found = error(a, b) if error else d.std(ddof=1) / len(d) ** 0.5
+        if verdict:
+            return d.mean(), found, verdict(d.mean(), found, border)
+        return d.mean(), found, by_border(d.mean(), found, border)
+
+    return answer
+
+
+def by_border(mean, error, border):
+    if abs(mean) <= border * error:
+        return "not resolved"
+    return "better" if mean < 0 else "worse"
+
+
+def paired_sum(rows, others):
+    d = [one["fcd"] - other["fcd"] for one, other in zip(rows, others)]
+    return sum(d), np.std(d, ddof=1) / len(d) ** 0.5, "worse"
+
+
+def by_ratio(mean, error, border):
+    if abs(float(mean) / float(error)) <= border:
+        return "not resolved"
+    return "better" if mean < 0 else "worse"
 
 
 def front(as_good, better, keep=lambda values: ~np.isnan(values).any(1)):
@@ -195,25 +257,41 @@ WRONG = {
         (lambda predict_v, z, timesteps, alpha_bar, eta, generator: z, "nothing changed"),
     ],
     "06.3": [
-        (lambda at_50: {name: error / 2 for name, error in at_50.items()}, "DPM-Solver.*Its order is 2"),
-        (lambda at_50: {name: error / 4 for name, error in at_50.items()}, "DDIM.*Its order is 1"),
-        (lambda at_50: dict(at_50), "is the error at 50 calls"),
-        (lambda at_50: {name: 2 * error for name, error in at_50.items()}, "shorter steps make it fall"),
-        (lambda at_50: {"DDIM": at_50["DDIM"] / 2}, "the prediction for DPM-Solver.. is missing"),
-        (lambda at_50: {"DDIM": -1.5, "DPM-Solver++": -0.03}, "the size of the error"),
-        (lambda at_50: [at_50["DDIM"] / 2, at_50["DPM-Solver++"] / 4], "return a dict"),
-        (lambda at_50: {"DDIM": 0.0155, "DPM-Solver++": 0.00035}, "a factor of 101"),
+        (two_step("order 1"), "this is a step of first order"),
+        (two_step("half"), "only if both steps are equally long"),
+        (two_step("inverted"), "yours is upside down"),
+        (two_step("no half"), "the factor ½ is missing in the weight"),
+        (two_step("backwards"), r"D goes \*on\*"),
+        (two_step("older"), "started it from the old one"),
+        (two_step("log SNR"), r"λ is \*half\* the logarithm"),
+        (two_step("no root"), "the root is missing in the factor at z"),
+        (two_step("upside down"), "the factor at z is upside down"),
+        (two_step("after"), "the root of ᾱ_s is missing"),
+        (two_step("now"), r"ᾱ at the \*end\* of the step"),
+        (two_step("sign"), "the sign of the bracket"),
+        (two_step("growth"), r"you took exp\(h\) - 1"),
+        (two_step("to infinity"), "at ᾱ = 1 λ is infinite"),
+        (lambda z, guess, guess_before, before, now, after: z, "nothing changed"),
+        (lambda z, guess, guess_before, before, now, after: guess, "ends at the guess"),
     ],
     "06.4": [
-        (steps_from_study(min), r"DDIM: 1 is too small\. The FCD there, [\d.]+, is [\d.]+ above the smallest one"),
-        (steps_from_study(max), r"SDE-DPM-Solver\+\+: 200 is too large"),
-        (steps_from_study(lambda fcds: min(fcds, key=fcds.get)), "too large. It has the smallest FCD"),
-        (steps_from_study(lambda fcds: 100), "100 is too large. A smaller number of the table"),
-        (lambda: notebook_06.enough_steps() | {"DDIM": 7}, "DDIM: 7 is not among the numbers of steps"),
-        (lambda: notebook_06.enough_steps() | {"DPM-Solver++": "20"}, "'20' is not among the numbers of steps"),
-        (lambda: {"DDIM": notebook_06.enough_steps()["DDIM"]}, r"DPM-Solver\+\+ is missing"),
-        (lambda: notebook_06.enough_steps() | {"DDIM": ...}, "DDIM: replace the"),
-        (lambda: list(notebook_06.enough_steps().values()), "return a dict"),
+        (pairs(sign=-1), "the sign of the mean difference"),
+        (pairs(place=True), "you paired by place"),
+        (pairs(lambda a, b: (a - b).std(ddof=1)), r"the spread of \*one\* difference"),
+        (pairs(lambda a, b: (a - b).std() / len(a) ** 0.5), "`ddof=1`; NumPy's default is n"),
+        (pairs(lambda a, b: (a - b).std(ddof=1) / len(a)), r"by the \*root\* of n"),
+        (pairs(lambda a, b: (a - b).var(ddof=1) / len(a)), "this is the variance of the mean"),
+        (
+            pairs(lambda a, b: ((a.var(ddof=1) + b.var(ddof=1)) / len(a)) ** 0.5),
+            "the standard error without pairing",
+        ),
+        (pairs(verdict=lambda mean, *_: "better" if mean < 0 else "worse"), "is not beyond 4.3 standard errors"),
+        (pairs(verdict=lambda mean, error, border: by_border(-mean, error, border)), r"a \*smaller\* FCD is better"),
+        (pairs(verdict=lambda mean, *_: by_border(mean, 0.04, 1)), "is beyond 4.3 standard errors"),
+        (pairs(verdict=by_ratio), "division by zero"),
+        (pairs(verdict=lambda mean, *_: bool(mean < 0)), 'expected "better", "worse" or "not resolved"'),
+        (lambda rows, others, border: paired_sum(rows, others), "this is the sum of the differences"),
+        (lambda rows, others, border: "worse", "return three things"),
     ],
     "06.6": [
         (front(lambda v, p: (v < p).all(1), one_less), "equal in one column and better in the other does dominate"),
@@ -246,8 +324,8 @@ WRONG = {
         (fast(restarts=[("jump", 0.3)]), "expected a list of triples"),
         (fast(restarts="none"), "expected a list of triples"),
         ([1.0, False, 2, 5, []], "a dict was expected, list came"),
-        (fast(power=1.5, noise=True), "FCD .* and at most 1.3 was asked for. With power 1.5 the first step alone"),
-        (fast(power=1.2, noise=True), "With fresh noise a long step is a coarser approximation"),
+        (fast(power=1.5, noise=True), "FCD .* and at most 1.35 was asked for. With power 1.5 the first step alone"),
+        (fast(power=1.4, noise=True), "With fresh noise a long step is a coarser approximation"),
         (fast(order=1), "At order 1 the error of a long step is large"),
         (fast(steps=3, restarts=[("jump", 0.3, 2)]), "2 of the calls go into restarts, which leaves 3"),
         (fast(steps=3), "2 of the 5 calls are not spent"),

@@ -1,7 +1,8 @@
-"""Notebook 06, sections 2 and 5: a fair comparison, and the debugging lab with its patients."""
+"""Notebook 06, sections 2, 4 and 5: a fair comparison, a paired one, and the debugging lab with its patients."""
 
 import copy
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
@@ -98,6 +99,124 @@ def _check_compare(answer):
         raise WrongAnswer("the noise is the same for seed 3 and for seed 8: the argument `seed` is not used")
     if not torch.equal(first, again):
         raise WrongAnswer("the same seed gave other noise the second time; seed each generator by `manual_seed(seed)`")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 06.4: a paired comparison
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def paired_verdict(rows, others, border):
+    """Is the FCD of `rows` better than that of `others`? Paired by seed; a smaller FCD is better.
+
+    Args:
+        rows, others: lists of dicts with the keys "seed" and "fcd", the same seeds in any order.
+        border: from how many standard errors on a mean difference counts.
+
+    Returns: (mean difference, its standard error, "better", "worse" or "not resolved").
+    """
+    fcd_of = {row["seed"]: row["fcd"] for row in others}
+    differences = np.array([row["fcd"] - fcd_of[row["seed"]] for row in rows])
+    mean = differences.mean()
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    verdict = "not resolved"
+    if mean < -border * error:
+        verdict = "better"
+    if mean > border * error:
+        verdict = "worse"
+    return mean, error, verdict
+
+
+def _rows(fcds, seeds=(0, 1, 2)):
+    """Rows of a study as an answer to 06.4 gets them."""
+    return [{"seed": seed, "N": 2000, "fcd": fcd} for seed, fcd in zip(seeds, fcds)]
+
+
+def _wrong_errors(rows, others):
+    """What students compute in place of the standard error: [(value, what is wrong)]."""
+    a, b = ([row["fcd"] for row in sorted(part, key=lambda row: row["seed"])] for part in (rows, others))
+    d, n = np.subtract(a, b), len(a)
+    return [
+        (d.std(ddof=1), "this is the spread of *one* difference; their mean is known better, by the root of n"),
+        (d.std() / n**0.5, "divide by n - 1 under the root of the spread, `ddof=1`; NumPy's default is n"),
+        (d.std(), "this is the spread of one difference, and with NumPy's default n; use `ddof=1`, and divide by √n"),
+        (d.std(ddof=1) / n, "divide the spread by the *root* of n, not by n"),
+        (d.var(ddof=1) / n, "this is the variance of the mean; take its root"),
+        (
+            (np.var(a, ddof=1) / n + np.var(b, ddof=1) / n) ** 0.5,
+            "this is the standard error without pairing, Var(A) + Var(B); take the spread of the *differences*",
+        ),
+    ]
+
+
+# (what the case is, the rows, the others)
+_PAIRS = [
+    ("a worse setting", _rows([0.40, 0.83, 0.60]), _rows([0.35, 0.79, 0.56])),
+    ("a better setting", _rows([0.35, 0.79, 0.56]), _rows([0.40, 0.83, 0.60])),
+    ("rows in another order", _rows([0.40, 0.83, 0.60]), _rows([0.56, 0.35, 0.79], (2, 0, 1))),
+    ("differences of both signs", _rows([0.40, 0.78, 0.60]), _rows([0.35, 0.79, 0.56])),
+    ("a small but certain difference", _rows([0.4010, 0.8310, 0.6011]), _rows([0.40, 0.83, 0.60])),
+    ("a setting and itself", _rows([0.40, 0.83, 0.60]), _rows([0.40, 0.83, 0.60])),
+    ("five seeds", _rows([0.4, 0.5, 0.6, 0.7, 0.8], range(5)), _rows([0.3, 0.45, 0.52, 0.6, 0.75], range(5))),
+]
+
+
+@exercise("06.4", paired_verdict)
+def _check_paired_verdict(answer):
+    for case, rows, others in _PAIRS:
+        border = 2.78 if len(rows) == 5 else 4.3
+        told = f"{case}, FCD {[row['fcd'] for row in rows]} and {[row['fcd'] for row in others]}"
+        expected = paired_verdict(rows, others, border)
+        try:
+            got = answer(copy.deepcopy(rows), copy.deepcopy(others), border)
+        except ZeroDivisionError:
+            raise WrongAnswer(f"{told}: division by zero. Compare with border · error in place of dividing") from None
+        expect_something(got)
+        if not isinstance(got, (tuple, list)) or len(got) != 3:
+            raise WrongAnswer("return three things: the mean difference, its standard error, and the verdict")
+        _check_mean(got[0], expected[0], rows, others, told)
+        _check_error(got[1], expected[1], rows, others, told)
+        _check_verdict(got[2], expected, border, told)
+
+
+def _check_mean(got, mean, rows, others, told):
+    if got is ... or np.isclose(got, mean, atol=1e-9):
+        expect_something(got)
+        return
+    if np.isclose(got, -mean, atol=1e-9):
+        raise WrongAnswer(f"{told}: the sign of the mean difference; it is the FCD of `rows` less that of `others`")
+    if np.isclose(got, np.sum([a["fcd"] for a in rows]) - np.sum([b["fcd"] for b in others]), atol=1e-9):
+        raise WrongAnswer(f"{told}: this is the sum of the differences; take their mean")
+    raise WrongAnswer(f"{told}: the mean difference is {mean:.6g}, yours {got:.6g}")
+
+
+def _check_error(got, error, rows, others, told):
+    if got is ... or np.isclose(got, error, atol=1e-9):
+        expect_something(got)
+        return
+    by_place = np.array([a["fcd"] - b["fcd"] for a, b in zip(rows, others)])
+    seeds = [[row["seed"] for row in part] for part in (rows, others)]
+    if seeds[0] != seeds[1] and np.isclose(got, by_place.std(ddof=1) / len(rows) ** 0.5):
+        raise WrongAnswer(f"{told}: you paired by place; the same *seed* stands at another place there")
+    for wrong, said in _wrong_errors(rows, others):
+        if np.isclose(got, wrong, atol=1e-9):
+            raise WrongAnswer(f"the standard error: {said}")
+    raise WrongAnswer(f"{told}: the standard error is {error:.6g}, yours {got:.6g}")
+
+
+def _check_verdict(got, expected, border, told):
+    mean, error, verdict = expected
+    if got == verdict:
+        return
+    if got not in ("better", "worse", "not resolved"):
+        raise WrongAnswer(f'the verdict {quoted(got)}: expected "better", "worse" or "not resolved"')
+    if verdict == "not resolved":
+        why = f"{mean:+.4f} is not beyond {border} standard errors, {border * error:.4f}"
+    elif {got, verdict} == {"better", "worse"}:
+        why = "a *smaller* FCD is better"
+    else:
+        why = f"{mean:+.4f} is beyond {border} standard errors, {border * error:.4f}, however small it is"
+    raise WrongAnswer(f"{told}: the verdict is {verdict!r}, yours {got!r}; {why}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
