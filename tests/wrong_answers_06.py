@@ -137,7 +137,13 @@ def two_step(change=""):
     return answer
 
 
-def pairs(error=None, verdict=None, place=False, sign=1):
+def by_border(mean, error, border):
+    if abs(mean) <= border * error:
+        return "not resolved"
+    return "better" if mean < 0 else "worse"
+
+
+def pairs(error=None, verdict=by_border, place=False, sign=1):
     """The right answer to exercise 06.4 with one change, as a function."""
 
     def answer(rows, others, border):
@@ -146,20 +152,12 @@ def pairs(error=None, verdict=None, place=False, sign=1):
         b = np.array([row["fcd"] for row in others] if place else [fcds[row["seed"]] for row in rows])
         d = sign * (a - b)
         found = error(a, b) if error else d.std(ddof=1) / len(d) ** 0.5
-        if verdict:
-            return d.mean(), found, verdict(d.mean(), found, border)
-        return d.mean(), found, by_border(d.mean(), found, border)
+        return d.mean(), found, verdict(d.mean(), found, border)
 
     return answer
 
 
-def by_border(mean, error, border):
-    if abs(mean) <= border * error:
-        return "not resolved"
-    return "better" if mean < 0 else "worse"
-
-
-def paired_sum(rows, others):
+def paired_sum(rows, others, border):
     d = [one["fcd"] - other["fcd"] for one, other in zip(rows, others)]
     return sum(d), np.std(d, ddof=1) / len(d) ** 0.5, "worse"
 
@@ -290,7 +288,7 @@ WRONG = {
         (pairs(verdict=lambda mean, *_: by_border(mean, 0.04, 1)), "is beyond 4.3 standard errors"),
         (pairs(verdict=by_ratio), "division by zero"),
         (pairs(verdict=lambda mean, *_: bool(mean < 0)), 'expected "better", "worse" or "not resolved"'),
-        (lambda rows, others, border: paired_sum(rows, others), "this is the sum of the differences"),
+        (paired_sum, "this is the sum of the differences"),
         (lambda rows, others, border: "worse", "return three things"),
     ],
     "06.6": [

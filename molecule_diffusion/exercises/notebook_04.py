@@ -2,13 +2,7 @@
 
 import torch
 
-from molecule_diffusion.exercises.checking import (
-    WrongAnswer,
-    exercise,
-    expect,
-    expect_something,
-    known_network,
-)
+from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something, known_network
 from molecule_diffusion.models import standardise
 from molecule_diffusion.schedules import alpha_bars, cosine_betas
 

@@ -11,13 +11,7 @@ import torch
 from molecule_diffusion.checkpoints import load_pipeline
 from molecule_diffusion.checks import quoted
 from molecule_diffusion.evaluation import fcd_to_validation
-from molecule_diffusion.exercises.checking import (
-    WrongAnswer,
-    exercise,
-    expect,
-    expect_something,
-    known_network,
-)
+from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something, known_network
 from molecule_diffusion.schedules import (
     NOISE_SCHEDULE,
     PowerSpacedDPMSolver,
