@@ -7,10 +7,11 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     chemistry      graph <-> RDKit <-> SMILES, what counts as valid, types and parts of molecules, their properties
     qm9            all of QM9: graphs, targets, the fixed split, geometries, PyTorch Geometric's `Data`
     smiles_files   a user's own molecules
-    encodings      graph <-> tensor: one-hot tokens, graph vectors, sequences
+    encodings      graph <-> tensor: one-hot tokens, graph vectors, images, sequences
     schedules      ᾱ, q(x_t | x_0), the posterior; noise schedules and samplers
     conditions     tables of conditions, their files, the condition encoder
-    models         every network that is trained: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
+    models         networks that are trained: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
+    graph_denoisers  two more for graph diffusion: the graph as an image, and the graph as a graph
     pipelines      every generator as a diffusers pipeline; the sampling loop stands in its `__call__`
     training       `fit`, saved states, the losses
     evaluation     strict scores, framing rows, obedience, tables

@@ -190,8 +190,14 @@ def pairs_from_matrix(bonds):
     """The 36 entries above the diagonal, row by row. Shapes: (..., 9, 9) -> (..., 36); numpy or torch."""
     if tuple(bonds.shape[-2:]) != (MAX_ATOMS, MAX_ATOMS):
         raise ValueError(f"bonds of shape {tuple(bonds.shape)}: expected (..., 9, 9)")
-    row, column = PAIRS
+    row, column = pairs_on(bonds.device) if torch.is_tensor(bonds) else PAIRS
     return bonds[..., row, column]
+
+
+@functools.cache
+def pairs_on(device):
+    """`PAIRS` as tensors on a device, sent there once: two of shape (36,)."""
+    return tuple(torch.from_numpy(index).to(device) for index in PAIRS)
 
 
 def count_hydrogens(atoms, bonds):

@@ -51,6 +51,7 @@ def _parser():
     command.add_argument("name", choices=RECIPES)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="instead of the recipe's")
+    command.add_argument("--batch-size", type=int, help="instead of the recipe's: 512 on a CPU")
     command = commands.add_parser("score", help="score a shipped checkpoint at N = 10,000 and write it to its card")
     command.add_argument("name", choices=RECIPES)
     command = commands.add_parser("notebook", help="run notebooks top to bottom and save them clean")
@@ -98,7 +99,7 @@ def _reference(options):
 COMMANDS = {
     "sample": _sample,
     "evaluate": _evaluate,
-    "train": lambda options: train(options.name, options.seed, options.steps),
+    "train": lambda options: train(options.name, options.seed, options.steps, options.batch_size),
     "score": lambda options: print(json.dumps(score_checkpoint(options.name), indent=1)),
     "notebook": _notebook,
     "study": lambda options: run_study(options.number, options.parts),

@@ -215,6 +215,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         for k in range(len(targets)):
             groups += [2 + k, 2 + k]  # its value and its 1
         self.register_buffer("groups", torch.tensor(groups), persistent=False)
+        self.register_buffer("kept", torch.tensor([0.8, 0.8] + [0.5] * len(targets)), persistent=False)  # by `drop`
 
     @property
     def size(self):
@@ -297,6 +298,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     def drop(self, encoded):
         """Condition dropout, for training: each of type and part is forgotten with probability 0.2, each target with
         0.5, everything at once with 0.1. Shapes: (B, size) -> (B, size)."""
-        kept = torch.tensor([0.8, 0.8] + [0.5] * len(self.config.targets))
-        keep = (torch.rand(len(encoded), len(kept)) < kept) & (torch.rand(len(encoded), 1) > 0.1)
-        return encoded * keep[:, self.groups.cpu()].to(encoded)
+        device = encoded.device
+        keep = torch.rand(len(encoded), len(self.kept), device=device) < self.kept
+        keep &= torch.rand(len(encoded), 1, device=device) > 0.1
+        return encoded * keep[:, self.groups]

@@ -15,6 +15,7 @@ CURVE = RESULTS / "curve.json"
 FIGURE = ROOT / "figs" / "curve.png"
 MINUTES = (1, 2, 5, 10, 20, 60)
 MODELS = ("graph_ddpm", "latent_diffusion")
+BATCH_SIZE = 512  # on a CPU; the recipes' larger ones are for a GPU
 VAE_SHARE = 0.4  # of the minutes that latent diffusion has, its TokenVAE gets
 
 
@@ -45,6 +46,7 @@ def train_for(name, seconds, seed=0):
     Returns: its pipeline, and the seconds that all training steps took.
     """
     recipe = RECIPES[name]
+    settings = recipe.settings | {"batch_size": BATCH_SIZE}
     spent = 0.0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,10 +54,10 @@ def train_for(name, seconds, seed=0):
             vae_recipe = RECIPES["token_vae"]
             made = vae_recipe.prepare(vae_recipe.settings)
             vae, spent = _fit_for(made, vae_recipe.settings, VAE_SHARE * seconds, seed)
-            made = prepare_latent_diffusion(recipe.settings, vae)
+            made = prepare_latent_diffusion(settings, vae)
         else:
-            made = recipe.prepare(recipe.settings)
-        network, own_seconds = _fit_for(made, recipe.settings, seconds - spent, seed)
+            made = recipe.prepare(settings)
+        network, own_seconds = _fit_for(made, settings, seconds - spent, seed)
     return recipe.assemble(network, made.parts), spent + own_seconds
 
 

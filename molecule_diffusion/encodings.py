@@ -3,6 +3,8 @@
 It also holds the two reading aids of GraphVAE's probabilistic adjacency matrix, `align` and `apply_thresholds`.
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -79,6 +81,40 @@ def vector_graph(x):
 def expected_graph(logits):
     """E[x_0] under a denoiser's class probabilities: logits (B, 189) -> graph vectors (B, 189) between -1 and 1."""
     return torch.cat([2 * part.float().softmax(-1).flatten(-2) - 1 for part in split_vector(logits)], -1)
+
+
+def graph_image(x):
+    """Graph vectors as images: channels 0–4, the atoms, on the diagonal; channels 5–8, the bonds, off it; 0 elsewhere.
+
+    Shapes: (B, 189) -> (B, 9 channels, 9, 9), symmetric.
+    """
+    split_vector(x)  # refuses other shapes
+    where, _, _ = _image_places(x.device)
+    image = F.pad(x, (0, 1)).index_select(1, where)  # the 0 that stands elsewhere is entry 189
+    return image.view(len(x), -1, MAX_ATOMS, MAX_ATOMS)
+
+
+def image_vector(image):
+    """The graph vectors in images, of which the two halves of a pair are averaged: (B, 9, 9, 9) -> (B, 189)."""
+    _, upper, lower = _image_places(image.device)
+    image = image.flatten(1)
+    return (image.index_select(1, upper) + image.index_select(1, lower)) / 2
+
+
+@functools.cache
+def _image_places(device):
+    """Which entry of the vector each pixel shows, 189 for none; and which pixels, two, show each entry."""
+    row, column = PAIRS
+    atoms, pairs = split_vector(torch.arange(GRAPH_SIZE))
+    places = torch.arange(MAX_ATOMS)
+    where = torch.full((len(ATOM_TYPES) + len(BOND_TYPES), MAX_ATOMS, MAX_ATOMS), GRAPH_SIZE)
+    where[: len(ATOM_TYPES), places, places] = atoms.T
+    where[len(ATOM_TYPES) :, row, column] = pairs.T
+    upper = where.flatten().argsort()[:GRAPH_SIZE]
+    where[len(ATOM_TYPES) :, column, row] = pairs.T
+    side = MAX_ATOMS**2
+    lower = upper // side * side + upper % MAX_ATOMS * MAX_ATOMS + upper % side // MAX_ATOMS  # row and column swapped
+    return where.flatten().to(device), upper.to(device), lower.to(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from molecule_diffusion.chemistry import (
     ATOM_TYPES,
     BOND_TYPES,
     MAX_ATOMS,
-    PAIRS,
     check_graphs,
     mask_bonds,
     matrix_from_pairs,
     pairs_from_matrix,
+    pairs_on,
 )
 from molecule_diffusion.conditions import CONDITION_TARGETS
 from molecule_diffusion.encodings import GRAPH_SIZE, one_hot_graphs, split_vector
@@ -39,7 +39,7 @@ class PairHead(nn.Module):
         self.out = nn.Linear(width, len(BOND_TYPES))
 
     def forward(self, tokens):
-        row, column = PAIRS
+        row, column = pairs_on(tokens.device)
         s = self.sum(tokens)
         p = self.product(tokens)
         return self.out(F.gelu(s[:, row] + s[:, column] + p[:, row] * p[:, column]))

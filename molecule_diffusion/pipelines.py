@@ -2,10 +2,11 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Union
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -13,6 +14,7 @@ from molecule_diffusion.checks import check_count, check_number, check_smiles_li
 from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdict
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
+from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
 from molecule_diffusion.schedules import (
     GRAPH_NOISE_SCHEDULE,
@@ -233,7 +235,12 @@ class GraphDDPMPipeline(MoleculePipeline):
     `pipe.scheduler = DDPMScheduler(**helpers.GRAPH_NOISE_SCHEDULE, clip_sample=False)`.
     """
 
-    def __init__(self, denoiser: GraphDenoiser, scheduler: DPMSolverMultistepScheduler, restarts: list = ()):
+    def __init__(
+        self,
+        denoiser: Union[GraphDenoiser, PixelDenoiser, GraphNetworkDenoiser],  # noqa: UP007, which diffusers can read
+        scheduler: Union[DPMSolverMultistepScheduler, DDPMScheduler],  # noqa: UP007
+        restarts: list = (),
+    ):
         super().__init__()
         read_restarts(restarts)  # refuses what are none
         self.register_modules(denoiser=denoiser, scheduler=scheduler)

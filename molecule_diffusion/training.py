@@ -32,8 +32,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     """Train a model and return its exponential moving average: AdamW, warm-up, cosine decay, gradient norm at most 1.
 
     Runs on a CPU, on a GPU, and on several processes through `accelerate launch`, as one process with a batch as large
-    as all of theirs. Every step seeds its own random numbers, so a run that was stopped and resumed ends with the same
-    weights as one that was not.
+    as all of theirs. On one GPU the step is recorded and replayed, see `_RecordedStep`. Every step seeds its own random
+    numbers, so a run that was stopped and resumed ends with the same weights as one that was not.
 
     Args:
         model: nn.Module, trained in place.
@@ -60,7 +60,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     _, processes = this_process()
     several_on_cpu = processes > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no", cpu=several_on_cpu)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
+    optimizer = _optimizer(model.to(accelerator.device), settings, accelerator)
     averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     plain = accelerator.unwrap_model(model)
@@ -70,6 +70,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
         progress = load_state(state, plain, ema, optimizer, settings, seed)
         averaged.load_state_dict(plain.state_dict())  # for its buffers; ema has the parameters
     data = [column.to(accelerator.device) for column in data]
+    train_on = _training_step(model, loss, data, optimizer, accelerator)
     saved = time.monotonic()
     bar = tqdm(total=steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     with bar, torch.random.fork_rng(), _noted_interrupts() as interrupts:
@@ -77,17 +78,11 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
             started = time.perf_counter()
             rows = _draw_rows(len(data[0]), settings["batch_size"], seed, step, accelerator)
             rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with accelerator.autocast():
-                value = loss(model, *(column[rows] for column in data))
-            _check_finite(value.item(), step, rate, state)
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            _set_rate(optimizer, rate)
+            value = train_on(rows).item()
+            _check_finite(value, step, rate, state)
             ema.step(plain.parameters())
-            progress.add_step(value.item(), time.perf_counter() - started)
+            progress.add_step(value, time.perf_counter() - started)
             bar.set_postfix_str(f"loss {progress.loss:.4f}, lr {rate:.1e}", refresh=False)
             bar.update()
             if progress.step in monitor_steps or _entry_is_due(progress.step, steps):
@@ -104,6 +99,74 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
                 raise KeyboardInterrupt(f"stopped after step {progress.step} of {steps}")
     ema.copy_to(averaged.parameters())
     return averaged, progress.history
+
+
+def _may_record(accelerator):
+    """Whether the step can be recorded: on one GPU."""
+    return accelerator.device.type == "cuda" and accelerator.num_processes == 1
+
+
+def _optimizer(model, settings, accelerator):
+    """AdamW; if its steps are recorded, with a rate that lies on the GPU, for a recording reads numbers only there."""
+    if not _may_record(accelerator):
+        return torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
+    rate = torch.tensor(settings["learning_rate"], device=accelerator.device)
+    return torch.optim.AdamW(model.parameters(), lr=rate, fused=True, capturable=True)
+
+
+def _training_step(model, loss, data, optimizer, accelerator):
+    """A function (rows) -> loss, a tensor, that takes one step on these rows of the data."""
+
+    def train_on(rows):
+        optimizer.zero_grad()
+        with accelerator.autocast():
+            value = loss(model, *(column[rows] for column in data))
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return value.detach()
+
+    return _RecordedStep(train_on) if _may_record(accelerator) else train_on
+
+
+def _set_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class _RecordedStep:
+    """A training step that is recorded as a CUDA graph once and replayed from then on.
+
+    Of our small networks' steps a GPU does each operation in microseconds and then waits for Python to send the next; a
+    replay sends them all at once. What is recorded must not depend on numbers that Python knows, so the losses draw
+    theirs on the GPU. The first steps are done as usual: in them libraries choose their algorithms.
+    """
+
+    def __init__(self, step):
+        self.step = step
+        self.usual = 3
+        self.graph = None
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, rows):
+        if self.usual > 0:
+            self.usual -= 1
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                loss = self.step(rows)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return loss
+        if self.graph is None:
+            self.rows = rows.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.loss = self.step(self.rows)
+        self.rows.copy_(rows)
+        self.graph.replay()
+        return self.loss
 
 
 def _check_training(data, settings, seed):
@@ -302,18 +365,21 @@ def diffusion_loss(model, z, *condition, self_conditioned=False):
     """Mean squared error of the predicted v = sqrt(ᾱ_t)·ε - sqrt(1 - ᾱ_t)·z_0 (Salimans & Ho, arXiv:2202.00512).
 
     t is drawn from a logit-normal, which favours the middle of the schedule (Esser et al., arXiv:2403.03206).
-    With self_conditioned the network also sees, in half of the steps, its own first guess (arXiv:2208.04202).
+    With self_conditioned the network also sees, for half of the batch, its own first guess (arXiv:2208.04202).
     Shapes: z (B, 9, latent_dim), standardised; condition (B, condition_dim), for a network that takes one.
     """
     scheduler = _training_scheduler()
     eps = torch.randn_like(z)
-    t = _logit_normal_timesteps(len(z), 0.0).to(z.device)
+    t = _logit_normal_timesteps(z, 0.0)
     z_t = scheduler.add_noise(z, eps, t)
     seen = {}
-    if self_conditioned and torch.rand(()) < 0.5:
+    if self_conditioned:
+        half = len(z) // 2
+        guess = torch.zeros_like(z)
         with torch.no_grad():
-            v = model(z_t, t, *condition)
-            seen["z_0"] = x_0_from_v(z_t, t, v.float(), scheduler.alphas_cumprod)
+            v = model(z_t[:half], t[:half], *(part[:half] for part in condition))
+            guess[:half] = x_0_from_v(z_t[:half], t[:half], v.float(), scheduler.alphas_cumprod)
+        seen["z_0"] = guess
     v = model(z_t, t, *condition, **seen)
     return F.mse_loss(v.float(), scheduler.get_velocity(z, eps, t))
 
@@ -324,23 +390,24 @@ def prior_loss(encoder, model, z, condition, self_conditioned=False):
     `fit` wants a function of model and batch: give it `functools.partial(prior_loss, encoder)`.
     Shapes: z (B, 9, latent_dim), standardised; condition (B, encoder.size), as the encoder makes it.
     """
+    encoder = encoder.to(z.device)
     return diffusion_loss(model, z, encoder.drop(condition), self_conditioned=self_conditioned)
 
 
 def graph_diffusion_loss(model, x_0):
     """Cross-entropy of the clean graph's 9 atoms and 36 pairs given a noisy one, in nats per molecule.
 
-    In half of the steps the network also sees its own first guess, as it will when it samples (arXiv:2208.04202).
+    For half of the batch the network also sees its own first guess, as it will when it samples (arXiv:2208.04202).
     t is drawn from a logit-normal that leans to the noisy end, where the classes are decided.
     Shapes: x_0 (B, 189), as `graph_vector` makes it.
     """
     x_0 = x_0.float()
-    t = _logit_normal_timesteps(len(x_0), 0.5).to(x_0.device)
+    t = _logit_normal_timesteps(x_0, 0.5)
     x_t = _training_scheduler().add_noise(x_0, torch.randn_like(x_0), t)
-    guess = None
-    if torch.rand(()) < 0.5:
-        with torch.no_grad():
-            guess = expected_graph(model(x_t, t))
+    half = len(x_0) // 2
+    guess = torch.zeros_like(x_0)  # which says: no guess
+    with torch.no_grad():
+        guess[:half] = expected_graph(model(x_t[:half], t[:half]))
     atom_logits, pair_logits = split_vector(model(x_t, t, guess))
     atoms, pairs = (part.argmax(-1) for part in split_vector(x_0))
     nats = summed_cross_entropy(atom_logits, atoms) + summed_cross_entropy(pair_logits, pairs)
@@ -352,10 +419,12 @@ def oracle_loss(model, atoms, bonds, values):
     return (model(atoms, bonds).float() - values).abs().mean()
 
 
-def _logit_normal_timesteps(n, mean):
+def _logit_normal_timesteps(x_0, mean):
+    """A timestep for each row of x_0, on its device. Shapes: (B, …) -> (B,)."""
     from diffusers.training_utils import compute_density_for_timestep_sampling
 
-    shares = compute_density_for_timestep_sampling("logit_normal", n, logit_mean=mean, logit_std=1.0)
+    settings = {"logit_mean": mean, "logit_std": 1.0, "device": x_0.device}
+    shares = compute_density_for_timestep_sampling("logit_normal", len(x_0), **settings)
     return (shares * NOISE_SCHEDULE["num_train_timesteps"]).long()
 
 

@@ -341,7 +341,8 @@ def test_the_shipped_files_name_the_rooms_and_every_setting(name):
     index = json.loads((helpers.CHECKPOINTS / name / "model_index.json").read_text())
     assert index.pop("restarts", []) == [list(restart) for restart in helpers.RECIPES[name].restarts]
     libraries = {entry[0] for entry in index.values() if isinstance(entry, list)}
-    assert libraries <= {f"molecule_diffusion.{room}" for room in ("models", "schedules", "conditions")} | {"diffusers"}
+    rooms = ("models", "graph_denoisers", "schedules", "conditions")
+    assert libraries <= {f"molecule_diffusion.{room}" for room in rooms} | {"diffusers"}
     if "molecule_diffusion.schedules" in libraries:
         config = json.loads((helpers.CHECKPOINTS / name / "scheduler" / "scheduler_config.json").read_text())
         assert config["power"] == 1.5

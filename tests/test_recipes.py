@@ -105,7 +105,8 @@ def test_the_recipe_with_seed_0_becomes_the_shipped_checkpoint(tiny, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes, run", [(dict(seed=1), "tiny_4_steps_seed_1"), (dict(steps=2), "tiny_2_steps_seed_0")]
+    "changes, run",
+    [(dict(seed=1), "tiny_4_steps_of_8_seed_1"), (dict(steps=2, batch_size=4), "tiny_2_steps_of_4_seed_0")],
 )
 def test_other_runs_do_not_replace_the_shipped_one(tiny, changes, run):
     folder = helpers.train("tiny", **changes)
