@@ -168,8 +168,43 @@ def by_ratio(mean, error, border):
     return "better" if mean < 0 else "worse"
 
 
+def guide(combine=lambda v_with, v_neg, scale: v_neg + scale * (v_with - v_neg), change=""):
+    """The right answer to exercise 06.5 with one change, as a function."""
+
+    def answer(network, z, t, wish, negative, scale):
+        if change == "wish for None" and negative is None:
+            return network(z, t, wish)
+        if scale == 1 and change != "always twice":
+            return network(z, t, wish)
+        if (negative is None and change != "None joined") or change == "negative unused":
+            negative = torch.zeros_like(wish)
+        twice = torch.cat([z, z])
+        if change == "z once":
+            twice = z
+        if change == "in turns":
+            twice = z.repeat_interleave(2, 0)
+        if change == "stacked":
+            twice = torch.stack([z, z])
+        axis = 1 if change == "side by side" else 0
+        both = network(twice, t, torch.cat([wish, negative], axis))
+        return both if change == "both" else combine(*both.chunk(2), scale)
+
+    return answer
+
+
+def guide_by_two_calls(network, z, t, wish, negative, scale):
+    negative = torch.zeros_like(wish) if negative is None else negative
+    v_with, v_neg = network(z, t, wish), network(z, t, negative)
+    return v_neg + scale * (v_with - v_neg)
+
+
+def guide_the_conditions(network, z, t, wish, negative, scale):
+    negative = torch.zeros_like(wish) if negative is None else negative
+    return network(z, t, negative + scale * (wish - negative))
+
+
 def front(as_good, better, keep=lambda values: ~np.isnan(values).any(1)):
-    """A Pareto front by other comparisons, as a function for exercise 06.6."""
+    """A Pareto front by other comparisons, as a function for exercise 06.7."""
 
     def answer(values):
         dominated = [(as_good(values, point) & better(values, point)).any() for point in values]
@@ -194,7 +229,7 @@ def first_of_equals(values):
 
 
 def fast(**changes):
-    """A right answer to 06.7 with changes."""
+    """A right answer to 06.8 with changes."""
     return {"power": 1.0, "noise": False, "order": 2, "steps": 5, "restarts": []} | changes
 
 
@@ -218,7 +253,7 @@ WRONG = {
         (lambda draw, settings, seed: [draw(generator=seeded(seed), **s) for s in settings.values()], "list came"),
         (lambda draw, settings, seed: {name: seeded(seed) for name in settings}, "`draw` was never called"),
     ],
-    "06.5": [
+    "06.6": [
         (RIGHT | {"A": "prediction type", "D": "clipping"}, "A cannot be 'prediction type'.*D cannot be 'clipping'"),
         (RIGHT | {"B": "signal left", "E": "lost betas"}, "kept at the start.*E cannot be 'lost betas'.*quiet numbers"),
         (RIGHT | {"C": "lost betas", "B": "batches"}, "B cannot be 'batches': then other batches"),
@@ -241,13 +276,13 @@ WRONG = {
         (eta_loop("no root"), "the square root is missing in the weight"),
         (eta_loop("no eta"), "η has no effect"),
         (always_ddpm, "this is the answer for η = 1"),
-        (eta_loop("beta"), r"1 - ᾱ_s\) / \(1 - ᾱ_t\)\) is missing"),
+        (eta_loop("beta"), r"1 - ᾱ_r\) / \(1 - ᾱ_t\)\) is missing"),
         (eta_loop("sign"), r"\*plus\*"),
         (eta_loop("epsilon"), "as if it were ε; it is v"),
         (eta_loop("v"), "v is put back as if it were ε"),
         (eta_loop("sample"), "as if it were z_0"),
         (eta_loop("t - 1"), "not t - 1"),
-        (eta_loop("-1"), "after the last step ᾱ_s is 1"),
+        (eta_loop("-1"), "after the last step ᾱ_r is 1"),
         (eta_loop("first"), "not the first entry"),
         (eta_loop("upside down"), "the noisier ᾱ above"),
         (eta_loop("unguarded"), "clamp"),
@@ -264,7 +299,7 @@ WRONG = {
         (two_step("log SNR"), r"λ is \*half\* the logarithm"),
         (two_step("no root"), "the root is missing in the factor at z"),
         (two_step("upside down"), "the factor at z is upside down"),
-        (two_step("after"), "the root of ᾱ_s is missing"),
+        (two_step("after"), "the root of ᾱ_r is missing"),
         (two_step("now"), r"ᾱ at the \*end\* of the step"),
         (two_step("sign"), "the sign of the bracket"),
         (two_step("growth"), r"you took exp\(h\) - 1"),
@@ -291,7 +326,25 @@ WRONG = {
         (paired_sum, "this is the sum of the differences"),
         (lambda rows, others, border: "worse", "return three things"),
     ],
-    "06.6": [
+    "06.5": [
+        (guide(lambda v_with, v_neg, scale: v_with + scale * (v_with - v_neg)), "start from the negative answer"),
+        (guide(lambda v_with, v_neg, scale: v_with + scale * (v_neg - v_with)), "the two answers are exchanged"),
+        (guide(lambda v_with, v_neg, scale: v_neg + scale * v_with), r"is the \*difference\* of the two answers"),
+        (guide(lambda v_with, v_neg, scale: v_neg + (scale - 1) * (v_with - v_neg)), "you took scale - 1"),
+        (guide(lambda v_with, v_neg, scale: v_with), "nothing is guided"),
+        (guide(change="both"), "these are both answers; combine them"),
+        (guide(change="in turns"), "put the whole batch z twice"),
+        (guide(change="z once"), "the network got 3 rows of z and 6 conditions"),
+        (guide(change="stacked"), r"z of shape \(2, 3, 9, 8\); expected \(rows, 9, 8\)"),
+        (guide(change="side by side"), r"a condition of shape \(3, 8\); expected \(rows, 4\)"),
+        (guide(change="negative unused"), "the negative condition is not used"),
+        (guide(change="wish for None"), "nothing is asked for: put zeros in its place"),
+        (guide(change="None joined"), "negative=None cannot be joined"),
+        (guide(change="always twice"), "3 rows are enough; the network got 6"),
+        (guide_by_two_calls, "called 2 times; one call on twice the batch"),
+        (guide_the_conditions, r"guide the two \*answers\*, not the conditions"),
+    ],
+    "06.7": [
         (front(lambda v, p: (v < p).all(1), one_less), "equal in one column and better in the other does dominate"),
         (front(lambda v, p: (v >= p).all(1), lambda v, p: (v > p).any(1)), r"front of the \*largest\* values"),
         (front(both_at_most, lambda v, p: True), "compared with itself as well"),
@@ -310,7 +363,7 @@ WRONG = {
         (lambda values: front(both_at_most, one_less)(values).sum(), "expected True or False for each setting"),
         (lambda values: front(both_at_most, one_less)(values[:-1]), r"expected shape \(3,\), got \(2,\)"),
     ],
-    "06.7": [
+    "06.8": [
         (fast(steps=6), "6 steps and 0 in restarts make 6 network calls; the budget is 5"),
         (fast(restarts=[("jump", 0.3, 2)]), "5 steps and 2 in restarts make 7 network calls"),
         (fast(eta=0.5), "there is no knob 'eta'; the knobs are power, noise, order, steps, restarts"),

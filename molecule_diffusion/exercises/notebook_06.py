@@ -29,7 +29,7 @@ from molecule_diffusion.schedules import (
 def ddim_loop(predict_v, z, timesteps, alpha_bar, eta, generator):
     """DDIM with fresh noise (eq. 12 and 16 of arXiv:2010.02502) for a network that predicts v, `predict_v(z_t, t)`.
 
-    timesteps fall and may leave steps out; after the last, ᾱ_s = 1. With eta > 0 every step draws its noise by
+    timesteps fall and may leave steps out; after the last, ᾱ_r = 1. With eta > 0 every step draws its noise by
     `torch.randn(z.shape, generator=generator, dtype=z.dtype)`, the last one too, where its weight is 0.
     """
     for k, t in enumerate(timesteps):
@@ -38,11 +38,11 @@ def ddim_loop(predict_v, z, timesteps, alpha_bar, eta, generator):
         v = predict_v(z, t)
         z_0 = now.sqrt() * z - (1 - now).sqrt() * v
         eps = (1 - now).sqrt() * z + now.sqrt() * v
-        sigma = eta * ((1 - after) / (1 - now)).sqrt() * (1 - now / after).sqrt()
-        direction = (1 - after - sigma**2).clamp(min=0).sqrt()  # rounding may leave -6e-8 of what is 0
-        z = after.sqrt() * z_0 + direction * eps
+        w_fresh = eta * ((1 - after) / (1 - now)).sqrt() * (1 - now / after).sqrt()
+        w_old = (1 - after - w_fresh**2).clamp(min=0).sqrt()  # rounding may leave -6e-8 of what is 0
+        z = after.sqrt() * z_0 + w_old * eps
         if eta > 0:
-            z = z + sigma * torch.randn(z.shape, generator=generator, dtype=z.dtype)
+            z = z + w_fresh * torch.randn(z.shape, generator=generator, dtype=z.dtype)
     return z
 
 
@@ -68,40 +68,40 @@ def _wrong_ddim(predict_v, z, timesteps, alpha_bar, eta, generator, mistake):
         if mistake == "jump":
             return z_0
         full = (1 - after) / (1 - now) * (1 - now / after)  # the variance at η = 1
-        sigma = {"variance": eta * full, "squared": eta**2 * full.sqrt(), "one": full.sqrt()}.get(
+        w_fresh = {"variance": eta * full, "squared": eta**2 * full.sqrt(), "one": full.sqrt()}.get(
             mistake, eta * full.sqrt()
         )
         if mistake == "beta":
-            sigma = eta * (1 - now / after).sqrt()
+            w_fresh = eta * (1 - now / after).sqrt()
         if mistake == "ratio":
-            sigma = eta * ((1 - after) / (1 - now)).sqrt()
-        taken = {"kept": 0 * sigma, "eta": eta * full, "full": full, "sigma": sigma}.get(mistake, sigma**2)
-        direction = (1 - after - taken).clamp(min=0)
-        z = after.sqrt() * z_0 + (direction if mistake == "root" else direction.sqrt()) * eps
+            w_fresh = eta * ((1 - after) / (1 - now)).sqrt()
+        taken = {"kept": 0 * w_fresh, "eta": eta * full, "full": full, "no square": w_fresh}.get(mistake, w_fresh**2)
+        left = (1 - after - taken).clamp(min=0)
+        z = after.sqrt() * z_0 + (left if mistake == "root" else left.sqrt()) * eps
         if mistake != "no noise":
-            z = z + sigma * torch.randn(z.shape, generator=generator, dtype=z.dtype)
+            z = z + w_fresh * torch.randn(z.shape, generator=generator, dtype=z.dtype)
     return z
 
 
 _ENDS = {"index -1": -1, "first entry": 0}
-_AFTER_THE_LAST = "after the last step ᾱ_s is 1"
+_AFTER_THE_LAST = "after the last step ᾱ_r is 1"
 _DDIM_MISTAKES = {
-    "no noise": "the fresh noise is missing: add σ_η times a draw when eta is above 0",
-    "kept": "the old noise keeps its full weight sqrt(1 - ᾱ_s); beside fresh noise it gets sqrt(1 - ᾱ_s - σ_η²)",
-    "variance": "σ_η is η times the *root*; you used the variance without its root",
-    "squared": "σ_η contains η once; you squared it",
-    "eta": "the weight of the old noise contains σ_η², so η is squared there",
-    "full": "the weight of the old noise contains σ_η², and so η²; yours contains no η",
-    "sigma": "the weight of the old noise is sqrt(1 - ᾱ_s - σ_η²); you subtracted σ_η without the square",
+    "no noise": "the fresh noise is missing: add w_fresh times a draw when eta is above 0",
+    "kept": "the old noise keeps its full weight sqrt(1 - ᾱ_r); beside fresh noise it gets sqrt(1 - ᾱ_r - w_fresh²)",
+    "variance": "w_fresh is η times the *root*; you used the variance without its root",
+    "squared": "w_fresh contains η once; you squared it",
+    "eta": "the weight of the old noise contains w_fresh², so η is squared there",
+    "full": "the weight of the old noise contains w_fresh², and so η²; yours contains no η",
+    "no square": "the weight of the old noise is sqrt(1 - ᾱ_r - w_fresh²); you subtracted w_fresh without the square",
     "one": "η has no effect: this is the answer for η = 1",
-    "root": "the square root is missing in the weight of the old noise, sqrt(1 - ᾱ_s - σ_η²)",
-    "beta": "the factor sqrt((1 - ᾱ_s) / (1 - ᾱ_t)) is missing in σ_η",
-    "ratio": "the factor sqrt(1 - ᾱ_t / ᾱ_s) is missing in σ_η",
+    "root": "the square root is missing in the weight of the old noise, sqrt(1 - ᾱ_r - w_fresh²)",
+    "beta": "the factor sqrt((1 - ᾱ_r) / (1 - ᾱ_t)) is missing in w_fresh",
+    "ratio": "the factor sqrt(1 - ᾱ_t / ᾱ_r) is missing in w_fresh",
     "sign": "the sign in the guess of ε: it is sqrt(1 - ᾱ_t)·z_t *plus* sqrt(ᾱ_t)·v",
     "epsilon": "the network's answer is used as if it were ε; it is v",
     "v as noise": "the guess of z_0 is right, but v is put back as if it were ε; compute ε from z_t and v",
     "sample": "the network's answer is used as if it were z_0; it is v",
-    "one step": "the steps are far apart: s is the *next of `timesteps`*, not t - 1",
+    "one step": "the steps are far apart: r is the *next of `timesteps`*, not t - 1",
     "index -1": f"{_AFTER_THE_LAST} (your index may have become -1, which Python reads as the last entry)",
     "first entry": f"{_AFTER_THE_LAST}, not the first entry of alpha_bar",
     "jump": "this stops after the first guess of z_0; go on to the last timestep",
@@ -126,7 +126,7 @@ def _check_ddim_loop(answer):
     expect_something(got)
     if torch.is_tensor(got) and got.isnan().any():
         raise WrongAnswer(
-            "the root of a negative number: in σ_η stands 1 - ᾱ_t / ᾱ_s, the noisier ᾱ above; "
+            "the root of a negative number: in w_fresh stands 1 - ᾱ_t / ᾱ_r, the noisier ᾱ above; "
             f"and {_AFTER_THE_LAST} (your index may have become -1)"
         )
     expect(got, run(ddim_loop, 0.5), "a known network, 4 steps, η = 0.5, generator with seed 1", hints)
@@ -138,8 +138,8 @@ def _check_ddim_loop(answer):
     got = answer(lambda z_t, t: zeros, zeros + 1, [1, 0], short, 1.0, torch.Generator().manual_seed(1))
     if torch.as_tensor(got).isnan().any():
         raise WrongAnswer(
-            "NaN with η = 1 in single precision: where 1 - ᾱ_s - σ_η² should be 0, rounding leaves -6e-8, and its root "
-            "is NaN. Keep it at 0 or above with `.clamp(min=0)` before the root"
+            "NaN with η = 1 in single precision: where 1 - ᾱ_r - w_fresh² should be 0, rounding leaves -6e-8, and its "
+            "root is NaN. Keep it at 0 or above with `.clamp(min=0)` before the root"
         )
 
 
@@ -201,10 +201,10 @@ def _wrong_solver_step(z, guess, guess_before, before, now, after, mistake):
 
 _ALWAYS = {
     "log SNR": "λ is *half* the logarithm of ᾱ / (1 - ᾱ); without the half, both lengths are twice too long",
-    "shrink root": "the root is missing in the factor at z, sqrt((1 - ᾱ_s) / (1 - ᾱ_t))",
-    "shrink upside down": "the factor at z is upside down: the noise shrinks, so it is sqrt((1 - ᾱ_s) / (1 - ᾱ_t))",
-    "signals": "the factor at z is a ratio of the *noises*, sqrt((1 - ᾱ_s) / (1 - ᾱ_t)); you took the signals, ᾱ",
-    "signal root": "the root of ᾱ_s is missing before the bracket",
+    "shrink root": "the root is missing in the factor at z, sqrt((1 - ᾱ_r) / (1 - ᾱ_t))",
+    "shrink upside down": "the factor at z is upside down: the noise shrinks, so it is sqrt((1 - ᾱ_r) / (1 - ᾱ_t))",
+    "signals": "the factor at z is a ratio of the *noises*, sqrt((1 - ᾱ_r) / (1 - ᾱ_t)); you took the signals, ᾱ",
+    "signal root": "the root of ᾱ_r is missing before the bracket",
     "signal now": "before the bracket stands the root of ᾱ at the *end* of the step (`after`), not of `now`",
     "minus": "the sign of the bracket: it is 1 - exp(-h), so the step goes *towards* D",
     "growing": "the bracket is 1 - exp(-h); you took exp(h) - 1",
@@ -273,7 +273,7 @@ def _walk_of_diffusers(scheduler, z, steps=10):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 06.6 and 06.7: the Pareto front, and one millisecond per molecule
+# 06.7 and 06.8: the Pareto front, and one millisecond per molecule
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +340,7 @@ _FRONT_CASES = [
 ]
 
 
-@exercise("06.6", pareto_front)
+@exercise("06.7", pareto_front)
 def _check_pareto_front(answer):
     for case, rows, mistakes in _FRONT_CASES:
         values = np.array(rows, float)
@@ -369,7 +369,7 @@ def _check_pareto_front(answer):
 
 
 def _read_front(got, expected):
-    """An answer of 06.6 as an array of 0 and 1; what holds no True and False is told so."""
+    """An answer of 06.7 as an array of 0 and 1; what holds no True and False is told so."""
     expect_something(got)
     got = np.asarray(got)
     if got.dtype == bool:
@@ -388,7 +388,7 @@ FAST_SEEDS = (606, 607)  # no study of notebook 06 uses them
 fast_setting = {"power": 1.0, "noise": False, "order": 2, "steps": 5, "restarts": []}
 
 
-@exercise("06.7", fast_setting)
+@exercise("06.8", fast_setting)
 def _check_fast_setting(answer):
     calls = _calls_of(answer)
     if calls > FAST_CALLS:
@@ -406,7 +406,7 @@ def _check_fast_setting(answer):
 
 
 def _calls_of(setting):
-    """Network calls per molecule of an answer to 06.7; what is no setting is told so."""
+    """Network calls per molecule of an answer to 06.8; what is no setting is told so."""
     if not isinstance(setting, dict):
         raise WrongAnswer(f"a dict was expected, {type(setting).__name__} came")
     for key in setting:

@@ -1,4 +1,4 @@
-"""Notebook 06, sections 2, 4 and 5: a fair comparison, a paired one, and the debugging lab with its patients."""
+"""Notebook 06, sections 2, 4 and 5: a fair comparison, a paired one, a guided step, the debugging lab."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from molecule_diffusion.checks import quoted
-from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect_something
+from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something
 from molecule_diffusion.schedules import NOISE_SCHEDULE, cosine_betas, sampler
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,7 +220,117 @@ def _check_verdict(got, expected, border, told):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 06.5: five patients
+# 06.5: a guided step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def guided_v(network, z, t, wish, negative, scale):
+    """Classifier-free guidance (arXiv:2207.12598) from one call of the network, on twice the batch.
+
+    Args:
+        network: (z_t, t, condition) -> v, a row for each row.
+        wish, negative: conditions (B, numbers); negative=None asks for nothing, which is all zeros.
+        scale: 1 leaves the answer to the wish as it is, and then no other answer is needed.
+    """
+    if scale == 1:
+        return network(z, t, wish)
+    if negative is None:
+        negative = torch.zeros_like(wish)
+    v_with, v_neg = network(torch.cat([z, z]), t, torch.cat([wish, negative])).chunk(2)
+    return v_neg + scale * (v_with - v_neg)
+
+
+class _KnownNetwork:
+    """A network for 06.5 that anyone can compute, and that remembers the rows of each call."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, z, t, condition):
+        if not torch.is_tensor(z) or z.shape[1:] != (9, 8):
+            raise WrongAnswer(
+                f"the network got z of {_shape(z)}; expected (rows, 9, 8). Join batches along the first axis, "
+                "torch.cat([…, …])"
+            )
+        if not torch.is_tensor(condition) or condition.shape[1:] != (4,):
+            raise WrongAnswer(
+                f"the network got a condition of {_shape(condition)}; expected (rows, 4). Join conditions along the "
+                "first axis, torch.cat([…, …])"
+            )
+        if len(z) != len(condition):
+            raise WrongAnswer(
+                f"the network got {len(z)} rows of z and {len(condition)} conditions; every condition needs its own z, "
+                "so z has to be there twice"
+            )
+        self.rows.append(len(z))
+        asked = (condition @ torch.arange(1.0, 5.0, dtype=z.dtype))[:, None, None]
+        return torch.sin(z + t / 1000) + asked * z + asked**2
+
+
+def _shape(value):
+    return f"shape {tuple(value.shape)}" if torch.is_tensor(value) else f"type {type(value).__name__}"
+
+
+def _wrong_guidance(z, t, wish, negative, scale):
+    """What students return in 06.5 in place of the guided v: [(value, what is wrong)]."""
+    network, nothing = _KnownNetwork(), torch.zeros_like(wish)
+    other = nothing if negative is None else negative
+    v_with, v_neg, v_nothing = (network(z, t, condition) for condition in (wish, other, nothing))
+    in_turns = network(z.repeat_interleave(2, 0), t, torch.cat([wish, other]))
+    first, second = in_turns.chunk(2)
+    found = [
+        (v_with + scale * (v_with - v_neg), "start from the negative answer; you started from the one with the wish"),
+        (v_with + scale * (v_neg - v_with), "the two answers are exchanged; the halves come in the order of the batch"),
+        (v_neg + scale * v_with, "what is multiplied by `scale` is the *difference* of the two answers"),
+        (v_neg + (scale - 1) * (v_with - v_neg), "at scale 1 this must be the answer to the wish; you took scale - 1"),
+        (network(z, t, other + scale * (wish - other)), "guide the two *answers*, not the conditions"),
+        (second + scale * (first - second), "z and the conditions do not fit: put the whole batch z twice, z below z"),
+        (in_turns, "return one row for each molecule: split the answer in its halves and combine them"),
+        (torch.cat([v_with, v_neg]), "these are both answers; combine them: v_neg + scale · (v_with - v_neg)"),
+    ]
+    if negative is None:
+        found.append((v_with, "negative=None means that nothing is asked for: put zeros in its place and guide"))
+    else:
+        found.append((v_nothing + scale * (v_with - v_nothing), "the negative condition is not used"))
+        found.append((v_with, "this is the answer to the wish alone; nothing is guided"))
+    return found
+
+
+_GUIDED_CASES = [("a negative condition, scale 2.5", True, 2.5), ("negative=None, scale 3", False, 3.0)]
+
+
+@exercise("06.5", guided_v)
+def _check_guided_v(answer):
+    z = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    classes = torch.eye(4, dtype=torch.float64)
+    wish, negative = classes[[0, 1, 3]], classes[[2, 0, 1]]
+    t = torch.tensor(499)
+    for case, has_negative, scale in _GUIDED_CASES:
+        network, given = _KnownNetwork(), negative if has_negative else None
+        try:
+            got = answer(network, z.clone(), t, wish.clone(), given, scale)
+        except (TypeError, AttributeError):
+            if has_negative:
+                raise
+            raise WrongAnswer("negative=None cannot be joined: put zeros of the wish's shape in its place") from None
+        hints = _wrong_guidance(z, t, wish, given, scale)
+        expect(got, guided_v(_KnownNetwork(), z, t, wish, given, scale), case, hints)
+        if len(network.rows) != 1:
+            raise WrongAnswer(
+                f"the network was called {len(network.rows)} times; one call on twice the batch is enough"
+            )
+    network = _KnownNetwork()
+    got = answer(network, z.clone(), t, wish.clone(), negative.clone(), 1.0)
+    expect(got, _KnownNetwork()(z, t, wish), "scale 1, the answer to the wish alone")
+    if sum(network.rows) != len(z):
+        raise WrongAnswer(
+            f"at scale 1 the negative answer has no weight, so {len(z)} rows are enough; the network got "
+            f"{sum(network.rows)}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 06.6: five patients
 # ---------------------------------------------------------------------------------------------------------------------
 
 # what cannot be if it is the cause; said of a patient who does not have it
@@ -271,7 +381,7 @@ def patient(name):
     return _scheduler_with(cause), _common_noise if cause == "batches" else _own_noise
 
 
-@exercise("06.5", _DIAGNOSIS)
+@exercise("06.6", _DIAGNOSIS)
 def _check_diagnosis(answer):
     if not isinstance(answer, dict):
         raise WrongAnswer(f'expected a dictionary, {{"A": "…", "B": "…", …}}; {type(answer).__name__} came')
