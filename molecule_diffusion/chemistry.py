@@ -180,7 +180,7 @@ def matrix_from_pairs(pairs):
         )
     shape = (*pairs.shape[:-1], MAX_ATOMS, MAX_ATOMS)
     matrix = pairs.new_zeros(shape) if torch.is_tensor(pairs) else np.zeros(shape, pairs.dtype)
-    row, column = PAIRS
+    row, column = _pairs_beside(pairs)
     matrix[..., row, column] = pairs
     matrix[..., column, row] = pairs
     return matrix
@@ -190,8 +190,13 @@ def pairs_from_matrix(bonds):
     """The 36 entries above the diagonal, row by row. Shapes: (..., 9, 9) -> (..., 36); numpy or torch."""
     if tuple(bonds.shape[-2:]) != (MAX_ATOMS, MAX_ATOMS):
         raise ValueError(f"bonds of shape {tuple(bonds.shape)}: expected (..., 9, 9)")
-    row, column = pairs_on(bonds.device) if torch.is_tensor(bonds) else PAIRS
+    row, column = _pairs_beside(bonds)
     return bonds[..., row, column]
+
+
+def _pairs_beside(values):
+    """`PAIRS` where the values lie: arrays for an array, tensors on its device for a tensor."""
+    return pairs_on(values.device) if torch.is_tensor(values) else PAIRS
 
 
 @functools.cache

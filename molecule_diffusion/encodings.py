@@ -112,9 +112,8 @@ def _image_places(device):
     where[len(ATOM_TYPES) :, row, column] = pairs.T
     upper = where.flatten().argsort()[:GRAPH_SIZE]
     where[len(ATOM_TYPES) :, column, row] = pairs.T
-    side = MAX_ATOMS**2
-    lower = upper // side * side + upper % MAX_ATOMS * MAX_ATOMS + upper % side // MAX_ATOMS  # row and column swapped
-    return where.flatten().to(device), upper.to(device), lower.to(device)
+    mirrored = torch.arange(where.numel()).view(where.shape).transpose(1, 2).flatten()
+    return where.flatten().to(device), upper.to(device), mirrored[upper].to(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from molecule_diffusion.chemistry import ATOM_TYPES, BOND_TYPES, MAX_ATOMS, NO_ATOM, PAIRS, pairs_on
+from molecule_diffusion.chemistry import ATOM_TYPES, BOND_TYPES, MAX_ATOMS, NO_ATOM, PAIRS, matrix_from_pairs, pairs_on
 from molecule_diffusion.encodings import graph_image, image_vector, split_vector
 from molecule_diffusion.models import time_network, timestep_embedding
 
@@ -161,11 +161,10 @@ def structure(x_0):
     """
     atoms, bonds = ((1 + part.float()) / 2 for part in split_vector(x_0))  # probabilities
     exists = 1 - atoms[..., NO_ATOM]
-    _, _, pair_of = pair_numbers(x_0.device)
-    bonds = at(F.pad(bonds[..., 1:], (0, 0, 0, MAX_ATOMS)), pair_of)  # (B, 9, 9, 3)
-    a = bonds.sum(-1)
+    single, double, triple = matrix_from_pairs(bonds[..., 1:].transpose(1, 2)).unbind(1)  # (B, 9, 9) each
+    a = single + double + triple
     degree = a.sum(2)
-    valence = degree + bonds[..., 1].sum(2) + 2 * bonds[..., 2].sum(2)
+    valence = (single + 2 * double + 3 * triple).sum(2)
     powers = [a]
     for _ in range(4):
         powers.append(powers[-1] @ a)

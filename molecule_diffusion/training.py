@@ -61,7 +61,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     several_on_cpu = processes > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no", cpu=several_on_cpu)
     optimizer = _optimizer(model.to(accelerator.device), settings, accelerator)
-    averaged = copy.deepcopy(model).to(accelerator.device).eval().requires_grad_(False)
+    averaged = copy.deepcopy(model).eval().requires_grad_(False)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     plain = accelerator.unwrap_model(model)
     ema = EMAModel(plain.parameters(), decay=settings["ema_decay"], foreach=True)

@@ -27,9 +27,9 @@ def vectors(*smiles):
 def reordered(x, order):
     """Graph vectors with their atoms in another order."""
     atoms, pairs = split_vector(x)
-    row, column, pair_of = pair_numbers()
-    bonds = at(torch.nn.functional.pad(pairs, (0, 0, 0, 9)), pair_of)[:, order][:, :, order]
-    return torch.cat([atoms[:, order].flatten(1), bonds[:, row[:36], column[:36]].flatten(1)], 1)
+    bonds = helpers.matrix_from_pairs(pairs.transpose(1, 2))[:, :, order][..., order]
+    pairs = helpers.pairs_from_matrix(bonds).transpose(1, 2)
+    return torch.cat([atoms[:, order].flatten(1), pairs.flatten(1)], 1)
 
 
 @torch.no_grad()

@@ -163,9 +163,7 @@ def paired_sum(rows, others, border):
 
 
 def by_ratio(mean, error, border):
-    if abs(float(mean) / float(error)) <= border:
-        return "not resolved"
-    return "better" if mean < 0 else "worse"
+    return by_border(float(mean) / float(error), 1, border)
 
 
 def guide(combine=lambda v_with, v_neg, scale: v_neg + scale * (v_with - v_neg), change=""):
