@@ -63,8 +63,10 @@ from molecule_diffusion.encodings import (
     align,
     apply_thresholds,
     expected_graph,
+    graph_image,
     graph_sequence,
     graph_vector,
+    image_vector,
     one_hot,
     one_hot_graphs,
     sequence_graph,
@@ -103,6 +105,7 @@ from molecule_diffusion.models import (
     standardise,
     timestep_embedding,
 )
+from molecule_diffusion.graph_denoisers import structure
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
     GraphDDPMPipeline,
@@ -151,12 +154,13 @@ corrected_smiles count_hydrogens describe mask_bonds matrix_from_pairs pairs_fro
 to_mols to_smiles
 QM9 TARGETS load_qm9 to_pyg
 load_smiles
-align apply_thresholds expected_graph graph_sequence graph_vector one_hot one_hot_graphs sequence_graph split_vector
-vector_graph
+align apply_thresholds expected_graph graph_image graph_sequence graph_vector image_vector one_hot one_hot_graphs
+sequence_graph split_vector vector_graph
 GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars cosine_betas posterior_mean q_sample sampler
 CONDITION_TARGETS ConditionEncoder condition_table load_conditions save_conditions
 GraphDenoiser LatentDenoiser PairHead PropertyOracle ResidualBlock TokenVAE encode_graphs kl_divergence reparameterise
 slerp standardise timestep_embedding
+structure
 DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline MoleculeOutput PropertyOraclePipeline
 TokenVAEPipeline
 TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss

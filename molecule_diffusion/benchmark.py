@@ -142,11 +142,11 @@ def summaries(n=None):
 
 
 def _cell(summary, metric, factor, digits):
-    """A mean and its spread as a cell; a dash where nothing was measured."""
+    """A mean and its spread as a cell; one seed has no spread; a dash where nothing was measured."""
     if metric not in summary:
         return "–"
-    mean, spread = summary[metric]
-    return f"{factor * mean:.{digits}f} ± {factor * spread:.{digits}f}"
+    mean, spread = (f"{factor * value:.{digits}f}" for value in summary[metric])
+    return f"{mean} ± {spread}" if summary["seeds"] > 1 else mean
 
 
 def benchmark_table():
@@ -154,16 +154,17 @@ def benchmark_table():
     found = summaries()
     first = next(iter(found.values()))
     lines = [
-        f"Strict scores at N = {first['N']:,}, mean ± standard deviation over {first['seeds']} seeds: nothing is "
-        f"repaired, every draw is counted. Sampled on {read_json(BENCHMARK)['machine']}.",
+        f"Strict scores at N = {first['N']:,}, mean ± standard deviation over the seeds: nothing is repaired, every "
+        f"draw is counted. Sampled on {read_json(BENCHMARK)['machine']}.",
         "",
-        "| molecules | valid % | unique % | novel % | FCD | network calls | CPU-ms per molecule | training minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| molecules | valid % | unique % | novel % | FCD | seeds | network calls | CPU-ms per molecule "
+        "| training minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     minutes = {name: _training_minutes(name) for name in RECIPES}
     for label, summary in found.items():
         cells = [_cell(summary, metric, 100, 1) for metric in ("valid", "unique", "novel")]
-        cells.append(_cell(summary, "fcd", 1, 3))
+        cells += [_cell(summary, "fcd", 1, 3), str(summary["seeds"])]
         cells.append(f"{summary['network_calls'][0]:.0f}" if "network_calls" in summary else "–")
         cells.append(f"{summary['cpu_ms_per_molecule'][0]:.1f}" if "cpu_ms_per_molecule" in summary else "–")
         name, comma, rest = label.partition(",")
@@ -193,12 +194,16 @@ def benchmark_figure():
     from matplotlib import pyplot as plt
 
     found = summaries()
+    generators = {label: summary for label, summary in found.items() if "cpu_ms_per_molecule" in summary}
+    colours = dict(zip(RECIPES, COLOURS.values()))  # one for all settings of a checkpoint
     published = [row for row in read_json(RESULTS / "published.json") if "cpu_ms_per_molecule" in row]
     fig, panels = plt.subplots(1, 2, figsize=(11, 4.2))
-    for axes, metric, label in zip(panels, ("invalid", "fcd"), ("not valid, %", "FCD")):
-        for colour, (name, summary) in zip(COLOURS.values(), _generators(found).items()):
+    for axes, metric, title in zip(panels, ("invalid", "fcd"), ("not valid, %", "FCD")):
+        for label, summary in generators.items():
+            name, comma, _ = label.partition(",")
             mean, spread = _as_drawn(summary, metric)
-            axes.errorbar(summary["cpu_ms_per_molecule"][0], mean, spread, fmt="o", color=colour, label=name, capsize=3)
+            style = dict(fmt="s" if comma else "o", color=colours[name], capsize=3)  # a square: not the default setting
+            axes.errorbar(summary["cpu_ms_per_molecule"][0], mean, spread, label=label, **style)
         for row in published:
             if row["fcd" if metric == "fcd" else "valid"] is None:
                 continue
@@ -210,15 +215,11 @@ def benchmark_figure():
         if metric == "fcd":  # all training molecules are valid, and 0 has no place on this axis
             floor, _ = found[TRAINING_MOLECULES]["fcd"]
             axes.axhline(floor, color="#777777", ls=":", label=TRAINING_MOLECULES)
-        axes.set(xscale="log", yscale="log", xlabel="CPU-milliseconds per molecule", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="CPU-milliseconds per molecule", ylabel=title)
         axes.grid(alpha=0.3, which="both")
     handles, labels = panels[1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 0), frameon=False)
     return fig
-
-
-def _generators(found):
-    return {label: summary for label, summary in found.items() if "cpu_ms_per_molecule" in summary}
 
 
 def _as_drawn(summary, metric):

@@ -64,7 +64,7 @@ def _parser():
     commands.add_parser(
         "benchmark", help="score every shipped generator over five seeds: README's table, about an hour"
     )
-    commands.add_parser("curve", help="quality after 1 to 60 minutes of training, about four hours")
+    commands.add_parser("curve", help="quality after 1 to 60 minutes of training, three seeds, about 24 hours")
     commands.add_parser("figures", help="make the figures in figs/")
     return parser
 

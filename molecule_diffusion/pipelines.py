@@ -250,7 +250,7 @@ class GraphDDPMPipeline(MoleculePipeline):
     def __call__(
         self,
         num_molecules=1000,
-        num_inference_steps=100,
+        num_inference_steps=50,
         generator=None,
         batch_size=1000,
         callback_on_step_end=None,

@@ -17,6 +17,7 @@ from molecule_diffusion.checks import check_count, check_seed, this_process
 from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, condition_table
 from molecule_diffusion.encodings import graph_vector
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, write_json
+from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE, encode_graphs
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
@@ -26,7 +27,7 @@ from molecule_diffusion.pipelines import (
     TokenVAEPipeline,
 )
 from molecule_diffusion.qm9 import graph_tensors, shared_qm9
-from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver
+from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver, sampler
 from molecule_diffusion.scoring import (
     monitor_property_oracle,
     monitor_token_vae,
@@ -164,6 +165,11 @@ def equal_steps():
     return DPMSolverMultistepScheduler(**GRAPH_NOISE_SCHEDULE, **SAMPLER)
 
 
+def stock_steps():
+    """diffusers' DDPMScheduler, whose `step` is the one that notebook 03 derives."""
+    return sampler("DDPM", prediction_type="sample")
+
+
 def power_spaced_steps():
     """The sampler of diffusion on latents."""
     return PowerSpacedDPMSolver(power=1.5, **NOISE_SCHEDULE, **SAMPLER)
@@ -191,20 +197,55 @@ RECIPES = {
     "graph_ddpm": Recipe(
         settings=dict(
             model=dict(width=512, hidden=1024, depth=5, time_dim=128),
-            steps=40_000,
-            batch_size=512,
+            steps=50_000,
+            hold=0.6,
+            batch_size=2048,
             learning_rate=1e-3,
-            warmup=300,
-            ema_decay=0.9995,
+            warmup=500,
+            ema_decay=0.9998,
         ),
         prepare=prepare_graph_diffusion,
         pipeline=GraphDDPMPipeline,
         component="denoiser",
         sampler=equal_steps,
-        restarts=[("jump", 0.4, 15)],
+        restarts=[("jump", 0.3, 10)],
         monitor=score_on_the_way,
         score=score_for_card,
-        fast=dict(num_inference_steps=35, restarts=[("jump", 0.35, 15)]),
+        fast=dict(num_inference_steps=35, restarts=[]),
+    ),
+    "pixel_ddpm": Recipe(
+        settings=dict(
+            model=dict(widths=[48, 96], layers=1),
+            steps=20_000,
+            hold=0.6,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=500,
+            ema_decay=0.9995,
+        ),
+        prepare=functools.partial(prepare_graph_diffusion, network=PixelDenoiser),
+        pipeline=GraphDDPMPipeline,
+        component="denoiser",
+        sampler=stock_steps,
+        monitor=score_on_the_way,
+        score=score_for_card,
+    ),
+    "gnn_ddpm": Recipe(
+        settings=dict(
+            model=dict(nodes=128, edges=64, layers=5, heads=4, time_dim=128),
+            steps=19_000,
+            hold=0.6,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=500,
+            ema_decay=0.9995,
+        ),
+        prepare=functools.partial(prepare_graph_diffusion, network=GraphNetworkDenoiser),
+        pipeline=GraphDDPMPipeline,
+        component="denoiser",
+        sampler=equal_steps,
+        monitor=score_on_the_way,
+        score=score_for_card,
     ),
     "latent_diffusion": Recipe(
         settings=dict(

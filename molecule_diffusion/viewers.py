@@ -34,7 +34,7 @@ from molecule_diffusion.drawing import (
 )
 from molecule_diffusion.encodings import split_vector, vector_graph
 from molecule_diffusion.evaluation import number_text, reference
-from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json
+from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT, atomic, read_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Molecules and graphs
@@ -267,7 +267,8 @@ def training_curve(name):
         axes.set(xlabel="training minutes", ylabel=label, title=f"{entries[-1]['N']:,} samples")
         axes.grid(alpha=0.3)
     samplers = ", later ".join(dict.fromkeys(entry["sampler"] for entry in entries))
-    fig.suptitle(f"{name}, sampler {samplers}", fontsize=10)
+    machine = read_json(CHECKPOINTS / name / "card.json")["machine"]
+    fig.suptitle(f"{name}, sampler {samplers}\ntrained on: {machine}", fontsize=9)
     fig.tight_layout()
     return fig
 

@@ -56,6 +56,7 @@ def test_what_is_measured_and_made_of_it(small, monkeypatch):
     [line] = [line for line in text.splitlines() if line.startswith("| `token_vae` |")]
     shares = [100 * row["valid"] for row in rows[2:4]]
     assert f"| {sum(shares) / 2:.1f} ± {abs(shares[0] - shares[1]) / 2**0.5:.1f} |" in line
+    assert re.search(r"± [\d.]+ \| 2 \| – \|", line), "the number of seeds"
     assert re.search(r"\| `latent_diffusion`, stock DDPMScheduler \|.*\| 13 \| \d", text)
 
     # again, with other arguments of one setting: the others are kept
@@ -69,6 +70,7 @@ def test_what_is_measured_and_made_of_it(small, monkeypatch):
 
 def test_a_readme_without_its_marks_is_left_alone(small):
     benchmark.make_benchmark(num_molecules=20, num_guard=10, num_seeds=1)
+    assert "±" not in benchmark.benchmark_table().partition("| molecules |")[2], "one seed has no spread"
     benchmark.README.write_text("nothing of it")
     with pytest.raises(ValueError, match="README.md lacks the lines <!-- made by"):
         benchmark.write_readme()

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shared import GENERATORS, SCHEDULES, draw, untrained
+from shared import SCHEDULES, draw, untrained
 
 import helpers
 from molecule_diffusion import checkpoints, recipes, scoring
@@ -172,7 +172,7 @@ def make_old(folder):
         edit_json(folder / "scheduler" / "scheduler_config.json", lambda config: config.pop("power", None))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"gnn_ddpm", "pixel_ddpm"}))  # these two came with the rooms
 def test_a_checkpoint_from_before_the_rooms_loads(name, tmp_path):
     folder = shutil.copytree(helpers.CHECKPOINTS / name, tmp_path / name)
     make_old(folder)
@@ -286,7 +286,7 @@ def test_cards(name):
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files - {"card.json", "README.md"} == set(card["sha256"])
     page = (folder / "README.md").read_text(encoding="utf-8")
-    first = "valid" if name in GENERATORS else "mae_gap"
+    first = "mae_gap" if name == "property_oracle" else "valid"
     assert f"# {name}" in page and f"| {first} | {card['metrics'][first]} |" in page
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
@@ -297,16 +297,16 @@ def test_checkpoints_are_small():
         for name in NAMES
     }
     assert all(0 < size <= 16e6 for size in sizes.values()), sizes
-    assert sum(sizes.values()) <= 48e6
+    assert sum(sizes.values()) <= 54e6
 
 
 def test_the_card_of_graph_ddpm_meets_the_goals():
     card = read_card("graph_ddpm")
     metrics = card["metrics"]
     assert metrics["N"] == 10_000
-    assert metrics["valid"] >= 0.99 and 0.95 <= metrics["unique"] <= 0.98
-    assert metrics["fcd"] <= 0.15
-    assert metrics["network_calls"] <= 120  # what a molecule costs, whatever the machine
+    assert metrics["valid"] >= 0.994 and 0.955 <= metrics["unique"] <= 0.975
+    assert metrics["fcd"] <= 0.11
+    assert metrics["network_calls"] <= 60  # what a molecule costs, whatever the machine
     weights = helpers.CHECKPOINTS / "graph_ddpm" / "denoiser" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size <= 16e6
 
@@ -318,7 +318,15 @@ def test_the_card_of_graph_ddpm_is_of_the_settings_in_the_code():
     assert card["metrics_fast"]["num_inference_steps"] == helpers.RECIPES["graph_ddpm"].fast["num_inference_steps"]
     assert card["metrics_fast"]["num_inference_steps"] < default
     assert card["metrics_fast"]["N"] == 10_000
-    assert card["metrics_fast"]["network_calls"] <= 50
+    assert card["metrics_fast"]["network_calls"] <= 35
+    assert card["metrics_fast"]["valid"] >= 0.99 and card["metrics_fast"]["fcd"] <= 0.14
+
+
+@pytest.mark.parametrize("name, valid", [("pixel_ddpm", 0.97), ("gnn_ddpm", 0.985)])
+def test_the_cards_of_the_other_graph_networks_meet_the_goals(name, valid):
+    metrics = read_card(name)["metrics"]
+    assert metrics["N"] == 10_000 and metrics["num_inference_steps"] == 50 == metrics["network_calls"]
+    assert metrics["valid"] >= valid and metrics["unique"] >= 0.955 and metrics["fcd"] <= 0.30
 
 
 def test_the_card_meets_the_goals():

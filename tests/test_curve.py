@@ -16,8 +16,8 @@ def test_a_budget_is_kept_and_shared_with_the_vae(monkeypatch):
         return network, [{"seconds": settings["steps"] * 0.5}]  # a step takes half a second
 
     monkeypatch.setattr(curve, "fit", fit)
-    pipe, spent = curve.train_for("latent_diffusion", 1000)
-    assert isinstance(pipe, helpers.LatentDiffusionPipeline) and spent == 1000
+    pipe, steps, spent = curve.train_for("latent_diffusion", 1000)
+    assert isinstance(pipe, helpers.LatentDiffusionPipeline) and (steps, spent) == (1200, 1000)
     names, settings = zip(*trained)
     assert names == ("TokenVAE", "TokenVAE", "LatentDenoiser", "LatentDenoiser")  # a trial before each
     assert [entry["steps"] for entry in settings] == [20, 800, 20, 1200]
@@ -32,15 +32,17 @@ def test_points_that_are_there_are_kept(monkeypatch, tmp_path):
     asked = []
 
     def train_for(name, seconds, seed):
-        asked.append((name, seconds))
-        return helpers.load_pipeline("token_vae"), seconds
+        asked.append((seed, name, seconds))
+        return helpers.load_pipeline("latent_diffusion"), 7, seconds
 
     monkeypatch.setattr(curve, "train_for", train_for)
-    curve.make_curve(minutes=(1, 2), num_molecules=30)
+    models = ("graph_ddpm", "gnn_ddpm")
+    curve.make_curve(models, minutes=(1, 2), seeds=(0, 1), num_molecules=30)
     rows = json.loads(curve.CURVE.read_text())["rows"]
-    assert asked == [(name, 60 * minutes) for name in curve.MODELS for minutes in (1, 2)]
-    assert [(row["model"], row["minutes"]) for row in rows] == [(name, m) for name in curve.MODELS for m in (1, 2)]
-    assert all(0 < row["valid"] < 1 and row["N"] == 30 for row in rows)
+    wanted = [(seed, name, minutes) for seed in (0, 1) for name in models for minutes in (1, 2)]
+    assert asked == [(seed, name, 60 * minutes) for seed, name, minutes in wanted]
+    assert [(row["seed"], row["model"], row["minutes"]) for row in rows] == wanted
+    assert all(0.5 < row["valid"] and row["N"] == 30 and row["steps"] == 7 for row in rows)
     assert curve.FIGURE.read_bytes().startswith(b"\x89PNG")
-    curve.make_curve(minutes=(1, 2, 5), num_molecules=30)
-    assert asked[4:] == [(name, 300) for name in curve.MODELS]
+    curve.make_curve(models, minutes=(1, 2, 5), seeds=(0, 1), num_molecules=30)
+    assert asked[8:] == [(seed, name, 300) for seed in (0, 1) for name in models]

@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import wrong_answers_03
 import wrong_answers_06
 
 import helpers
@@ -395,6 +396,7 @@ WRONG = {
         (lambda steps: torch.linspace(1e-4, 0.02, 1000), r"β has shape \(1000,\)"),
         (lambda steps: torch.linspace(-0.1, 0.5, steps), "each must be between 0 and 1"),
         (lambda steps: torch.linspace(1e-4, 20 / steps, steps), "signal and noise mix"),
+        (helpers.cosine_betas, "only 72% of the 100 steps lie where signal and noise mix.*Reach 75 %"),
     ],
     "03.5": [
         (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_t, x_0, t, betas), "exchanged"),
@@ -402,13 +404,7 @@ WRONG = {
         (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_0, x_t, 2, betas), "only x_0 is left"),
         (lambda x_0, x_t, t, betas: posterior(x_0, x_t, t, betas, divide=False), "divide by"),
         (lambda x_0, x_t, t, betas: (x_0 + x_t) / 2, "expected"),
-    ],
-    "03.6": [
-        (lambda x, t, eps, ab: (x + (1 - ab[t][:, None]).sqrt() * eps) / ab[t][:, None].sqrt(), "subtract the noise"),
-        (lambda x, t, eps, ab: x - (1 - ab[t][:, None]).sqrt() * eps, "divide by the root"),
-        (lambda x, t, eps, ab: (x - (1 - ab[t][:, None]) * eps) / ab[t][:, None].sqrt(), "at the noise is missing"),
-        (lambda x, t, eps, ab: (x - (1 - ab[t][:, None]).sqrt() * eps) / ab[t][:, None], r"divide by the \*root"),
-        (lambda x, t, eps, ab: (x - eps) / ab[t][:, None].sqrt(), "scaled by the root"),
+        (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_0, x_t, max(t - 1, 0), betas), "expected"),
     ],
     "04.1": [
         (lambda z: ((z - z.mean()) / scale_of(z), z.mean(), scale_of(z)), "one mean for everything"),
@@ -524,7 +520,7 @@ WRONG = {
         (unfiltered_design, "has (type|part|gap|logP) .*measure before you hand over"),
     ],
 }
-WRONG |= wrong_answers_06.WRONG
+WRONG |= wrong_answers_03.WRONG | wrong_answers_06.WRONG
 
 
 def test_every_exercise_has_wrong_answers():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from shared import draw
 
 import helpers
@@ -56,6 +57,21 @@ def test_they_learn_and_draw(network, qm9):
     pipe = helpers.GraphDDPMPipeline(ema, helpers.RECIPES["graph_ddpm"].sampler())
     pipe.set_progress_bar_config(disable=True)
     assert len(draw(pipe, 5, num_inference_steps=3)) == 5
+
+
+@pytest.mark.parametrize(
+    "name, network, scheduler",
+    [
+        ("pixel_ddpm", PixelDenoiser, DDPMScheduler),
+        ("gnn_ddpm", GraphNetworkDenoiser, DPMSolverMultistepScheduler),
+    ],
+)
+def test_the_shipped_ones_draw_molecules(name, network, scheduler):
+    pipe = helpers.load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.denoiser) is network and type(pipe.scheduler) is scheduler
+    output = draw(pipe, 60, num_inference_steps=25)
+    assert output.valid.mean() >= 0.9 and len(set(output.valid_smiles)) >= 50
 
 
 @torch.no_grad()

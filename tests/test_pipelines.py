@@ -431,8 +431,8 @@ def test_varied_molecules_are_not_restarted_unless_it_is_asked_for(name):
 
 
 def test_jumps_mend_graphs(graph_ddpm):
-    plain = draw(graph_ddpm, 1000, num_inference_steps=20, restarts=[])
-    mended = draw(graph_ddpm, 1000, num_inference_steps=20, restarts=[("jump", 0.4, 15)])
+    plain = draw(graph_ddpm, 1000, num_inference_steps=10, restarts=[])
+    mended = draw(graph_ddpm, 1000, num_inference_steps=10, restarts=[("jump", 0.4, 15)])
     assert mended.valid.mean() > plain.valid.mean() + 0.01
 
 

@@ -205,6 +205,15 @@ def missing_links(text, folder):
             yield f"nothing at {target}"
 
 
+def minutes_of_exercises(notebook):
+    """The title says how long all exercises take together; the open task is not counted."""
+    headings = [line for cell in notebook.cells for line in cell.source.split("\n") if line.startswith("> **Exercise ")]
+    minutes = sum(int(re.search(r"· (\d+) min\b", line)[1]) for line in headings)
+    said = re.search(r"exercises (\d+) min\b", notebook.cells[0].source)
+    if minutes != (int(said[1]) if said else 0):
+        yield f"the exercises take {minutes} min, the title says {said[1] if said else 'nothing of them'}"
+
+
 RULES = [
     one_clean_run,
     no_errors,
@@ -220,6 +229,7 @@ RULES = [
     one_setup_cell,
     known_names,
     links_lead_somewhere,
+    minutes_of_exercises,
 ]
 
 
@@ -324,6 +334,7 @@ BAD = [
     (known_names, make("def broken(:")),
     (links_lead_somewhere, make("# Text\n[next](99_missing.ipynb)")),
     (links_lead_somewhere, make("# Text\n<img alt='x' src='missing.png'>")),
+    (minutes_of_exercises, make("# Text\n> **Exercise 01.1 · Try** · difficulty ●○○ · 5 min · solo")),
 ]
 
 

@@ -22,7 +22,7 @@ def test_a_point_of_the_curve(name):
     asked = ("type", "part") if name == "diffusion_prior" else ()
     point = scoring.score_on_the_way(untrained(name), asked, n=20)
     assert point["N"] == 20 and {"valid", "unique", "novel", "fcd"} <= point.keys()
-    steps = {"graph_ddpm": 100, "latent_diffusion": 20, "diffusion_prior": 25}[name]
+    steps = {"graph_ddpm": 50, "latent_diffusion": 20, "diffusion_prior": 25}[name]
     assert point["sampler"] == f"sde-dpmsolver++, {steps} steps"
     assert {"type_obeyed", "part_obeyed"} <= point.keys() or not asked
 

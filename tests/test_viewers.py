@@ -185,7 +185,8 @@ def test_figures_made_by_code():
     assert all(f"{k:02}" in text for k in range(1, 8))
     for name in ("graph_ddpm", "latent_diffusion"):
         figure = helpers.training_curve(name)
-        assert isinstance(figure, Figure) and name in figure.get_suptitle()
+        card = helpers.load_pipeline(name).card
+        assert isinstance(figure, Figure) and name in figure.get_suptitle() and card["machine"] in figure.get_suptitle()
         assert [axes.get_ylabel() for axes in figure.axes] == ["strictly valid, %", "FCD"]
     for name in ("course_map", "graph_ddpm_curve", "latent_diffusion_curve"):
         assert (helpers.ROOT / "figs" / f"{name}.png").is_file(), "make it: python helpers.py figures"
