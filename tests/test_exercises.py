@@ -392,6 +392,7 @@ WRONG = {
     "03.4": [
         (lambda steps: torch.linspace(1e-4, 0.02, steps), "still signal"),
         (lambda steps: torch.full((steps,), 0.0202), "still signal"),
+        (wrong_answers_03.early_end, r"ᾱ_T = 0.0091.: 0.91% of the variance is still signal.*Reach 0.0001 or less"),
         (lambda steps: torch.full((steps,), 0.5), "the first of 100 steps"),
         (lambda steps: torch.linspace(1e-4, 0.02, 1000), r"β has shape \(1000,\)"),
         (lambda steps: torch.linspace(-0.1, 0.5, steps), "each must be between 0 and 1"),
