@@ -25,7 +25,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     sampling       any number of molecules to a file
     benchmark      every shipped generator over several seeds: README's table
     curve          every generator after so many minutes of training
-    exercises/     the checks: `checking`, then one file per notebook
+    exercises/     the checks and the predictions: `checking`, `predicting`, then one file per notebook
     notebooks      set-up check; run and save a notebook; repeat a study
     cli            the command line, `python helpers.py --help`
 
@@ -135,6 +135,7 @@ from molecule_diffusion.viewers import (
     show_filmstrip,
     show_graph,
     show_grid,
+    show_latent_filmstrip,
     show_loss,
     show_map,
     show_properties,
@@ -142,6 +143,8 @@ from molecule_diffusion.viewers import (
 )
 from molecule_diffusion.viewer_3d import show_3d
 from molecule_diffusion.exercises.checking import checked, solved
+from molecule_diffusion.exercises.predicting import compare, predict
+from molecule_diffusion.exercises.notebook_00 import line_up
 from molecule_diffusion.exercises.notebook_05 import BRIEF
 from molecule_diffusion.exercises.notebook_06_lab import patient
 from molecule_diffusion.notebooks import check_setup
@@ -170,9 +173,12 @@ load_pipeline
 OPEN_MODELS OpenModel draw_images load_open_model weights_in_cache
 RECIPES Recipe train
 COLOURS show_figure show_image
-course_map show_filmstrip show_graph show_grid show_loss show_map show_properties training_curve
+course_map show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
+training_curve
 show_3d
 checked solved
+compare predict
+line_up
 BRIEF
 patient
 check_setup

@@ -73,11 +73,25 @@ def run_notebook(path):
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_static_output, cell.outputs) if output is not None]
+            shown = [part for output in cell.outputs for part in _with_first_picture(output, client.widget_state)]
+            cell.outputs = [output for output in map(_static_output, shown) if output is not None]
     with atomic(path) as part:
         nbformat.write(notebook, part)
     print(f"{path.name}: ran in {seconds:.0f} s, {path.stat().st_size / 1e6:.2f} MB")
     return seconds
+
+
+def _with_first_picture(output, states):
+    """An output, or, in place of a slider made by ipywidgets' `interact`, what stands below it at its first position.
+
+    Args: states: of all widgets, by model id, as nbclient keeps them. Returns: list of outputs.
+    """
+    view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json", {})
+    state = states.get(view.get("model_id"), {})
+    if "widget-interact" not in state.get("_dom_classes", ()):
+        return [output]
+    children = [states[name.removeprefix("IPY_MODEL_")] for name in state["children"]]
+    return [shown for child in children for shown in child.get("outputs", ())]
 
 
 def asked_often(get_msg, seconds=1):

@@ -126,6 +126,14 @@ class QM9:
             raise ValueError(f"unknown target {name!r}; QM9 has {', '.join(names)}")
         return self.targets[:, names.index(name)]
 
+    def left_out(self):
+        """The SMILES of the molecules that were dropped, as QM9 spells them: a list of `dropped` texts.
+
+        They are read from qm9pack when asked for (about a second).
+        """
+        rows = np.setdiff1d(np.arange(QM9_MOLECULES), self.row)
+        return _geometry_table()["SMILES"].iloc[rows].tolist()
+
     def mol(self, i):
         """The RDKit molecule i with hydrogens and its DFT coordinates in Ångström, in QM9's own atom order.
 

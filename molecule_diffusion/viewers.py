@@ -100,25 +100,46 @@ def show_filmstrip(x, titles, caption=None):
         x: graph vectors (n, 189), clean or noisy, at most 12.
         titles: n texts.
     """
-    from matplotlib import pyplot as plt
-
     if not 1 <= len(x) <= 12 or len(titles) != len(x):
         raise ValueError(f"{len(x)} graph vectors with {len(titles)} titles: expected 1 to 12 of each")
-    images = _vector_images(x)
-    fig, panels = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.1), squeeze=False)
+    _show_strip(_vector_images(x), vector_graph(x), titles, "Graphs as pictures and as structures", caption)
+
+
+def show_latent_filmstrip(latents, graphs, titles, caption=None):
+    """Latents as shades of grey in a row, and below each the graph that a decoder makes of it.
+
+    Args:
+        latents: (n, rows, columns), standardised, at most 12; black is -3 or less, white 3 or more.
+        graphs: a pair of atoms (n, 9) and bonds (n, 9, 9).
+        titles: n texts.
+    """
+    n = len(titles)
+    if not 1 <= n <= 12 or len(latents) != n or np.ndim(latents) != 3 or len(graphs[0]) != n:
+        raise ValueError(
+            f"latents of shape {tuple(np.shape(latents))}, {len(graphs[0])} graphs, {n} titles: expected "
+            "(n, rows, columns), n and n, with n from 1 to 12"
+        )
+    _show_strip(np.asarray(latents), graphs, titles, "Latents and the graphs decoded from them", caption)
+
+
+def _show_strip(images, graphs, titles, what, caption):
+    """Images in a row, colours (h, w, 3) or shades (h, w) from -3 to 3, each above its graph, with its verdict."""
+    from matplotlib import pyplot as plt
+
+    fig, panels = plt.subplots(2, len(titles), figsize=(1.5 * len(titles), 3.1), squeeze=False)
     told = []
-    for k, mol in enumerate(to_mols(*vector_graph(x))):
+    for k, mol in enumerate(to_mols(*graphs)):
         with rdBase.BlockLogs():
             smiles = sanitised_smiles(Chem.Mol(mol))
         state = {"valid": "valid", "fragmented": "in pieces"}.get(verdict(smiles), "not valid")
         told.append(f"{titles[k]} {state if state == 'not valid' else smiles}")
-        panels[0, k].imshow(images[k])
+        panels[0, k].imshow(images[k], cmap="Greys_r", vmin=-3, vmax=3)  # which colours of their own ignore
         panels[0, k].set_title(titles[k], fontsize=9)
         panels[1, k].imshow(molecule_picture(drawable(mol), (200, 200)))
         panels[1, k].set_title(state, fontsize=8, color=COLOURS["blue" if state == "valid" else "red"], y=-0.15)
     for axes in panels.flat:
         axes.axis("off")
-    show_figure(fig, "Graphs as pictures and as structures: " + ", ".join(told) + ".", caption)
+    show_figure(fig, f"{what}: " + ", ".join(told) + ".", caption)
 
 
 def _vector_images(x):

@@ -8,15 +8,16 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import wrong_answers_00
+import wrong_answers_01
 import wrong_answers_03
 import wrong_answers_06
 
 import helpers
-from molecule_diffusion.exercises import checking, notebook_00, notebook_01, notebook_04
+from molecule_diffusion.exercises import checking, notebook_00, notebook_04
 
 NOTEBOOKS = sorted((helpers.ROOT / "notebooks").glob("*.ipynb"))
 NUMBERS = list(checking.EXERCISES)
-NONE = helpers.NO_ATOM
 
 
 @pytest.fixture(autouse=True)
@@ -123,38 +124,6 @@ def test_the_reference_itself_does_not_count_as_solved(number, capsys):
 # Wrong answers
 # ---------------------------------------------------------------------------------------------------------------------
 
-VALENCE = np.array([4, 3, 2, 1, 0])
-
-
-def drop_duplicates(smiles, test_size, seed):
-    _, first = np.unique(smiles, return_index=True)
-    rows = np.random.default_rng(seed).permutation(first)
-    return rows[test_size:], rows[:test_size]
-
-
-def plain_shuffle(smiles, test_size, seed):
-    rows = np.random.default_rng(seed).permutation(len(smiles))
-    return rows[test_size:], rows[:test_size]
-
-
-def with_replacement(smiles, test_size, seed):
-    rows = np.random.default_rng(seed).integers(0, len(smiles), len(smiles))
-    return rows[test_size:], rows[:test_size]
-
-
-def whole_set_for_training(smiles, test_size, seed):
-    return np.arange(len(smiles)), notebook_01.split(smiles, test_size, seed)[1]
-
-
-def no_seed(smiles, test_size, seed):
-    return notebook_01.split(smiles, test_size, np.random.randint(2**31))
-
-
-def mask_in_place(atoms, bonds):
-    real = atoms != NONE
-    bonds *= (real[:, None] & real[None, :]).astype(bonds.dtype)
-    return bonds
-
 
 def thresholds(adjacency, bond, atom, axis):
     exists = adjacency.diagonal(dim1=1, dim2=2) > atom
@@ -240,80 +209,6 @@ def unfiltered_design(pipe, oracle):
 
 # number: what a student might write, and what the check must say to it
 WRONG = {
-    "00.1": [
-        (lambda N, valid, unique, novel: N * novel, "share of the distinct valid ones"),
-        (lambda N, valid, unique, novel: N * valid * novel, "duplicates are still counted"),
-        (lambda N, valid, unique, novel: N * unique * novel, "invalid draws are still counted"),
-        (lambda N, valid, unique, novel: N * valid * unique, "how many of them are new"),
-        (lambda N, valid, unique, novel: valid * unique * novel, "this is a share; the question is how many"),
-        (lambda N, valid, unique, novel: N * (valid + unique + novel) / 3, "expected 180, got 650"),
-        (lambda N, valid, unique, novel: 180, "500 draws, valid 1.0, unique 0.5, novel 0.5: expected 125, got 180"),
-    ],
-    "01.1": [
-        (lambda atoms: np.eye(5)[atoms].T, "rows and columns are swapped"),
-        (lambda atoms: np.eye(5)[atoms][:, :4], "'none' is a class too"),
-        (lambda atoms: np.eye(5)[atoms] * (atoms != NONE)[:, None], "padding rows are all zero"),
-        (lambda atoms: np.eye(5)[atoms[atoms != NONE]], r"formaldehyde: expected shape \(9, 5\), got \(2, 5\)"),
-        (lambda atoms: 2 * np.eye(5)[atoms] - 1, r"expected 0 at \[0, 1\], got -1"),
-        (lambda atoms: np.eye(5)[helpers.to_graph("C=O")[0]], "FC1=NC1: expected"),  # right for one molecule only
-    ],
-    "01.2": [
-        (lambda atoms, bonds: VALENCE[atoms] - (bonds > 0).sum(-1), "a double bond uses up two valences"),
-        (lambda atoms, bonds: bonds.sum(-1), "this is the used valence"),
-        (lambda atoms, bonds: np.array([4, 3, 2, 1, 4])[atoms] - bonds.sum(-1), "give 'none' the valence 0"),
-        (lambda atoms, bonds: bonds.sum(-1) - VALENCE[atoms], "formaldehyde: expected 2 at .*got -2"),
-        (lambda atoms, bonds: (VALENCE[atoms] - bonds.sum(-1)).sum(), r"expected shape \(9,\), got \(\)"),
-        (lambda atoms, bonds: VALENCE[atoms] - bonds.max(-1), "FC1=NC1"),
-        (lambda atoms, bonds: VALENCE[atoms] - (bonds == 1).sum(-1) - 2 * (bonds == 2).sum(-1), "C#N"),
-    ],
-    "01.3": [
-        (lambda atoms, bonds: bonds, "nothing was removed"),
-        (lambda atoms, bonds: bonds * (atoms != NONE)[:, None], "only rows are masked"),
-        (lambda atoms, bonds: bonds * (atoms != NONE)[None, :], "only columns are masked"),
-        (lambda atoms, bonds: bonds * ((atoms == NONE)[:, None] & (atoms == NONE)[None, :]), "the mask is inverted"),
-        (lambda atoms, bonds: bonds * ((atoms != NONE)[:, None] | (atoms != NONE)[None, :]), "expected 0 at"),
-        (lambda atoms, bonds: (atoms != NONE)[:, None] & (atoms != NONE)[None, :], "this is the mask"),
-        (lambda atoms, bonds: helpers.mask_bonds(atoms, bonds) > 0, "bond orders are lost"),
-        (lambda atoms, bonds: helpers.mask_bonds(helpers.to_graph("FC1=NC1")[0], bonds), "formaldehyde"),
-        (mask_in_place, "caller's matrix was changed; work on a copy"),
-    ],
-    "01.4": [
-        (lambda bonds: bonds[np.triu_indices(9)], "the diagonal is still in"),
-        (lambda bonds: bonds.ravel(), "every bond is still there twice"),
-        (lambda bonds: bonds[np.tril_indices(9, -1)], "below the diagonal"),
-        (lambda bonds: np.array([bonds[i, j] for j in range(9) for i in range(j)]), "by column|below the diagonal"),
-        (lambda bonds: bonds[np.triu_indices(9, 1)][::-1], r"expected 1 at \[0\], got 36"),
-        (lambda bonds: bonds[np.triu(bonds, 1) > 0], "the zeros, no bond, belong to the 36 too"),
-        (lambda bonds: np.triu(bonds, 1), r"expected shape \(36,\), got \(9, 9\)"),
-    ],
-    "01.5": [
-        (lambda atoms, bonds, order: (atoms, bonds), "the atoms did not move"),
-        (lambda atoms, bonds, order: (atoms[order], bonds), "the bond matrix did not move"),
-        (lambda atoms, bonds, order: (atoms[order], bonds[order]), "rows moved but columns did not"),
-        (lambda atoms, bonds, order: (atoms[order], bonds[:, order]), "columns moved but rows did not"),
-        (lambda atoms, bonds, order: notebook_01.reorder(atoms, bonds, np.argsort(order)), "this is the inverse"),
-        (lambda atoms, bonds, order: (atoms[order], bonds[order, order]), r"expected shape \(9, 9\), got \(9,\)"),
-        (lambda atoms, bonds, order: bonds[order][:, order], "return two things"),
-        (
-            lambda a, b, order: (a[order], b[np.argsort(order)][:, np.argsort(order)]),
-            "bonds are reordered by the inverse",
-        ),
-        (lambda atoms, bonds, order: (atoms[order], bonds[order][order]), "rows moved twice"),
-    ],
-    "01.6": [
-        (plain_shuffle, "molecules are in both parts, e.g. .* it occurs twice"),
-        (drop_duplicates, "120 rows came in, 75 went out: nothing may be lost or doubled"),
-        (with_replacement, "part twice; draw without replacement"),
-        (lambda smiles, n, seed: (smiles[n:], smiles[:n]), "row numbers, not SMILES"),
-        (whole_set_for_training, "20 rows are in both parts"),
-        (lambda smiles, n, seed: notebook_01.split(smiles, n, 0), "seeds 0 and 1 give the same test part"),
-        (no_seed, "the same seed gives two different splits"),
-        (
-            lambda smiles, n, seed: notebook_01.split(smiles, n // 2, seed),
-            "test_size was 20, the test part has 10 rows",
-        ),
-        (lambda smiles, n, seed: notebook_01.split(smiles, n, seed)[1], "return two things"),
-    ],
     "02.1": [
         (lambda mean, logvar, eps: mean + logvar * eps, "`logvar` is a logarithm"),
         (lambda mean, logvar, eps: mean + logvar.exp() * eps, "variance σ²"),
@@ -521,7 +416,7 @@ WRONG = {
         (unfiltered_design, "has (type|part|gap|logP) .*measure before you hand over"),
     ],
 }
-WRONG |= wrong_answers_03.WRONG | wrong_answers_06.WRONG
+WRONG |= wrong_answers_00.WRONG | wrong_answers_01.WRONG | wrong_answers_03.WRONG | wrong_answers_06.WRONG
 
 
 def test_every_exercise_has_wrong_answers():
@@ -540,7 +435,7 @@ def test_a_wrong_answer_is_told_why(number, answer, message, capsys):
 def test_answers_may_be_lists_floats_or_tensors(capsys):
     for number, answer in {
         "01.1": lambda atoms: [[float(atom == k) for k in range(5)] for atom in atoms],
-        "01.4": lambda bonds: torch.from_numpy(bonds[helpers.PAIRS]),
+        "01.2": lambda atoms, bonds: torch.from_numpy(helpers.count_hydrogens(atoms, bonds)),
     }.items():
         assert helpers.checked(number, answer) is answer
     assert capsys.readouterr().out.count("✓") == 2
@@ -626,7 +521,12 @@ def test_solved_counts_the_solved_ones(capsys):
     helpers.solved("01")
     lines = [line for line in capsys.readouterr().out.splitlines() if "solved." in line and "✓" not in line]
     total = sum(number.startswith("01.") for number in NUMBERS)
-    assert lines[:3] == ["0 of 1 solved. Still open: 00.1.", "1 of 1 solved.", "0 of 1 solved. Still open: 00.1."]
+    rest = ", 00.2, 00.3."
+    assert lines[:3] == [
+        f"0 of 3 solved. Still open: 00.1{rest}",
+        "1 of 3 solved. Still open: 00.2, 00.3.",
+        f"0 of 3 solved. Still open: 00.1{rest}",
+    ]
     assert lines[3].startswith(f"1 of {total} solved. Still open: 01.2, 01.3")
     with pytest.raises(ValueError, match="no exercises for notebook '99'; there are some for"):
         helpers.solved("99")

@@ -52,7 +52,7 @@ def order_of_the_rooms():
     order = []
     for name in listed:
         inside = [room for room in ROOMS if room.startswith(f"{name}.")]
-        order += sorted(inside, key=lambda room: (not room.endswith("checking"), room)) or [name]
+        order += sorted(inside, key=lambda room: ("notebook_" in room, room)) or [name]
     return order
 
 

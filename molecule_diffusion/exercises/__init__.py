@@ -1,4 +1,4 @@
-"""The exercises: `checking`, and one module per notebook with each check and its reference answer.
+"""The exercises: `checking`, `predicting`, and one module per notebook with each check and its reference answer.
 
 Every module here is imported, and so registered, by its mere presence.
 """
