@@ -61,6 +61,7 @@ def test_check_setup_of_a_course_that_is_not_installed(monkeypatch):
 CELLS = [
     "import ipywidgets, socket, tqdm, tqdm.auto\nfrom IPython.display import HTML, Javascript\nimport helpers",
     "ipywidgets.IntSlider()",
+    "@ipywidgets.interact(i=ipywidgets.IntSlider(2, 0, 9))\ndef show(i):\n    print(i)\n    helpers.show_grid(['C' * i])",
     "HTML('<b>x</b><script>1</script>')",
     "Javascript('1')",
     "for _ in tqdm.auto.tqdm(range(3)): pass",
@@ -83,12 +84,14 @@ def test_a_notebook_is_saved_without_what_needs_a_kernel(tmp_path):
     assert "widgets" not in saved.metadata
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(CELLS) + 1))
-    setup, slider, script, javascript, auto, bar, molecules, viewer, live_map, text, network, crash = (
+    setup, slider, moved, script, javascript, auto, bar, molecules, viewer, live_map, text, network, crash = (
         c.outputs for c in code
     )
     for removed in (setup, slider, auto, bar, molecules):
         assert removed == []
     assert not [o for o in [*script, *javascript] if {"text/html", "application/javascript"} & o.data.keys()]
+    assert moved[0].text == "2\n"
+    assert moved[1].data["text/plain"] == "2D structures of CC" and moved[1].metadata["image/png"]["alt"]
     for pictures in (viewer, live_map):
         (picture,) = pictures
         assert set(picture.data) == {"image/png", "text/plain"} and picture.metadata["image/png"]["alt"]

@@ -120,6 +120,34 @@ def test_show_filmstrip_explains_wrong_input(shown, no_figure_left, x, titles, m
     assert shown == []
 
 
+def test_show_latent_filmstrip(shown, no_figure_left):
+    latents = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0))
+    graphs = tuple(map(torch.from_numpy, helpers.to_graphs(["CCO", "C.C", "c1ccccc1"])))
+    graphs[1][0, 0, 1] = graphs[1][0, 1, 0] = 3  # five bonds at the first carbon
+    graphs[1][0, 0, 2] = graphs[1][0, 2, 0] = 2
+    helpers.show_latent_filmstrip(latents, graphs, ["a", "b", "c"], caption="Three.")
+    check_picture(*shown[0], alt="Latents and the graphs decoded from them: a not valid, b C.C, c c1ccccc1.")
+    assert shown[1][0] == {"text/markdown": "*Three.*"}
+
+
+@pytest.mark.parametrize(
+    "latents, number, titles",
+    [
+        (torch.zeros(0, 9, 8), 0, []),
+        (torch.zeros(13, 9, 8), 13, ["t"] * 13),
+        (torch.zeros(2, 9, 8), 1, ["t"] * 2),
+        (torch.zeros(2, 9, 8), 2, ["t"]),
+        (torch.zeros(1, 9, 8), 2, ["t"] * 2),
+        (torch.zeros(2, 72), 2, ["t"] * 2),
+    ],
+)
+def test_show_latent_filmstrip_explains_wrong_input(shown, latents, number, titles):
+    graphs = helpers.to_graphs(["C"] * number)
+    with pytest.raises(ValueError, match=f"{number} graphs, {len(titles)} titles: expected"):
+        helpers.show_latent_filmstrip(latents, graphs, titles)
+    assert shown == []
+
+
 def test_show_map(shown, no_figure_left):
     points = np.random.default_rng(0).normal(size=(3, 2))
     helpers.show_map(points, [0.25, 7, -1], ["C", "CCO", "c1ccccc1"], "dipole moment, D", caption="Neighbours agree.")
