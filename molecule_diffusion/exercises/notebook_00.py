@@ -100,7 +100,7 @@ def line_up():
     rows = random.choice(qm9.train, 1000, replace=False)
     known = [qm9.smiles[row] for row in rows]
     crowds = {
-        "draws only chains": ["".join(random.choice(list("CCCCNO"), 9)) for _ in range(1000)],
+        "draws only chains": ["".join(random.choice(list("CNO"), 9)) for _ in range(1000)],
         "repeats itself": [known[k] for k in random.integers(0, 12, 1000)],
         "breaks valences": to_smiles(qm9.atoms[rows], _with_one_higher_bond(qm9.bonds[rows], random)),
         "copies its examples": known,
