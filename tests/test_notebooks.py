@@ -61,7 +61,7 @@ def test_check_setup_of_a_course_that_is_not_installed(monkeypatch):
 CELLS = [
     "import ipywidgets, socket, tqdm, tqdm.auto\nfrom IPython.display import HTML, Javascript\nimport helpers",
     "ipywidgets.IntSlider()",
-    "@ipywidgets.interact(i=ipywidgets.IntSlider(2, 0, 9))\ndef show(i):\n    print(i)\n    helpers.show_grid(['C' * i])",
+    "@ipywidgets.interact(i=ipywidgets.IntSlider(2, 0, 9))\ndef show(i):\n    print(i), helpers.show_grid(['C' * i])",
     "HTML('<b>x</b><script>1</script>')",
     "Javascript('1')",
     "for _ in tqdm.auto.tqdm(range(3)): pass",
