@@ -507,7 +507,7 @@ def test_a_librarys_line_is_known_on_every_system(parts, monkeypatch, tmp_path, 
 
 
 def test_an_unknown_number_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown exercise '9.9'; known ones: 00.1, 01.1"):
+    with pytest.raises(ValueError, match="unknown exercise '9.9'; known ones: 00.1, 00.2"):
         helpers.checked("9.9", None)
 
 
