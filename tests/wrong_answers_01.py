@@ -143,12 +143,12 @@ def kekulised_too_early(smiles):
     """Canonical order, but the Kekulé form of the spelling that came in."""
     mol = Chem.MolFromSmiles(smiles)
     text = Chem.MolToSmiles(mol, isomericSmiles=False)
-    order = list(mol.GetSubstructMatch(Chem.MolFromSmiles(text)))
     atoms, bonds = notebook_01.encode(smiles)
-    if smiles == "CC1=NC=CN=C1":
-        ring = bonds[1:, 1:]
-        ring[ring > 0] = 3 - ring[ring > 0]
+    order = list(mol.GetSubstructMatch(Chem.MolFromSmiles(text)))
     assert len(order) == (atoms != NONE).sum()
+    if smiles.isupper():  # spelled with single and double bonds
+        spelled = Chem.GetAdjacencyMatrix(Chem.MolFromSmiles(smiles, sanitize=False), useBO=True)
+        bonds[: len(order), : len(order)] = spelled[order][:, order]
     return atoms, bonds
 
 

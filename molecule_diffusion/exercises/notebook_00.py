@@ -86,7 +86,13 @@ def _check_score_draws(answer):
 # 00.3: four rows of scores
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAKERS = ("copies its examples", "repeats itself", "draws only chains", "breaks valences")
+_EVIDENCE = {  # what each maker's fault must show
+    "copies its examples": "one that copies has nothing that is novel",
+    "repeats itself": "one that repeats itself has few different molecules: look at unique",
+    "draws only chains": "in chains there is no ring: look at W(rings)",
+    "breaks valences": "one that breaks valences has draws that are not valid",
+}
+MAKERS = tuple(_EVIDENCE)
 _MADE_BY = {"A": "draws only chains", "B": "repeats itself", "C": "breaks valences", "D": "copies its examples"}
 
 
@@ -120,14 +126,6 @@ def _with_one_higher_bond(bonds, random):
         matrix[i, j] += 1
         matrix[j, i] = matrix[i, j]
     return bonds
-
-
-_EVIDENCE = {
-    "copies its examples": "one that copies has nothing that is novel",
-    "repeats itself": "one that repeats itself has few different molecules: look at unique",
-    "draws only chains": "in chains there is no ring: look at W(rings)",
-    "breaks valences": "one that breaks valences has draws that are not valid",
-}
 
 
 @exercise("00.3", _MADE_BY)

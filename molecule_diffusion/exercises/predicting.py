@@ -80,22 +80,22 @@ class Number:
 
     def read(self, answer, name):
         """The answer as a float. Raises: ValueError for what is no number, or none that is possible."""
-        expected = f"a number from {_short(self.lowest)} to {_short(self.highest)} ({self.unit})"
-        if self.highest == math.inf:
-            expected = f"a number of at least {_short(self.lowest)} ({self.unit})"
-        if self.lowest == -math.inf and self.highest == math.inf:
-            expected = f"a number ({self.unit})"
-        if (self.lowest, self.highest) == (0, 1):
-            expected += "; write 90 % as 0.9"
-        if isinstance(answer, (bool, str)):
-            raise ValueError(f"{name} is {quoted(answer)}: expected {expected}")
         try:
-            value = float(answer)
+            value = math.nan if isinstance(answer, (bool, str)) else float(answer)
         except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several numbers
-            raise ValueError(f"{name} is {quoted(answer)}: expected {expected}") from None
+            value = math.nan
         if not math.isfinite(value) or not self.lowest <= value <= self.highest:
-            raise ValueError(f"{name} is {quoted(answer)}: expected {expected}")
+            raise ValueError(f"{name} is {quoted(answer)}: expected {self._expected()}")
         return value
+
+    def _expected(self):
+        if (self.lowest, self.highest) == (0, 1):
+            return f"a number from 0 to 1 ({self.unit}); write 90 % as 0.9"
+        if self.highest < math.inf:
+            return f"a number from {_short(self.lowest)} to {_short(self.highest)} ({self.unit})"
+        if self.lowest > -math.inf:
+            return f"a number of at least {_short(self.lowest)} ({self.unit})"
+        return f"a number ({self.unit})"
 
     def text(self, value):
         return f"{_short(value)} {self.unit}"
