@@ -197,6 +197,15 @@ def make_conditions():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+DROPOUT = (  # share of the rows, and how likely such a row keeps its type, its part, each of its targets
+    (0.15, (0.0, 0.0, 0.0)),
+    (0.15, (1.0, 0.0, 0.0)),
+    (0.15, (0.0, 1.0, 0.0)),
+    (0.20, (1.0, 1.0, 0.0)),
+    (0.35, (0.8, 0.8, 0.5)),
+)
+
+
 class ConditionEncoder(ModelMixin, ConfigMixin):
     """Conditions as numbers: one-hot type, one-hot part, and for each target its standardised value and a 1.
 
@@ -215,7 +224,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         for k in range(len(targets)):
             groups += [2 + k, 2 + k]  # its value and its 1
         self.register_buffer("groups", torch.tensor(groups), persistent=False)
-        self.register_buffer("kept", torch.tensor([0.8, 0.8] + [0.5] * len(targets)), persistent=False)  # by `drop`
+        shares, kept = zip(*DROPOUT)
+        self.register_buffer("line_ends", torch.tensor(shares).cumsum(0)[:-1], persistent=False)
+        kept = [(of_type, of_part, *[of_target] * len(targets)) for of_type, of_part, of_target in kept]
+        self.register_buffer("keep_shares", torch.tensor(kept), persistent=False)
 
     @property
     def size(self):
@@ -296,9 +308,11 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return values
 
     def drop(self, encoded):
-        """Condition dropout, for training: each of type and part is forgotten with probability 0.2, each target with
-        0.5, everything at once with 0.1. Shapes: (B, size) -> (B, size)."""
-        device = encoded.device
-        keep = torch.rand(len(encoded), len(self.kept), device=device) < self.kept
-        keep &= torch.rand(len(encoded), 1, device=device) > 0.1
-        return encoded * keep[:, self.groups]
+        """Condition dropout, for training: each row keeps what one of DROPOUT's lines, drawn by its share, leaves it.
+
+        So every way of asking is frequent: for nothing, for a type or a part alone, for both, for any mixture.
+        Shapes: (B, size) -> (B, size).
+        """
+        line = torch.bucketize(torch.rand(len(encoded), device=encoded.device), self.line_ends)
+        kept = self.keep_shares[line]
+        return encoded * (torch.rand_like(kept) < kept)[:, self.groups]

@@ -70,8 +70,7 @@ def _fit_for(made, settings, seconds, seed):
     steps = max(10, int(seconds / history[-1]["seconds"] * trial["steps"]))
     changes = {"steps": steps, "warmup": min(settings["warmup"], steps // 10)}
     changes["ema_decay"] = min(settings["ema_decay"], 1 - 20 / max(steps, 40))
-    plain = {key: value for key, value in settings.items() if key != "restart"}
-    network, history = fit(made.network, made.loss, made.data, plain | changes, seed)
+    network, history = fit(made.network, made.loss, made.data, settings | changes, seed)
     return network.cpu(), steps, history[-1]["seconds"]
 
 

@@ -309,7 +309,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
     def __call__(
         self,
         num_molecules=1000,
-        num_inference_steps=20,
+        num_inference_steps=28,
         generator=None,
         batch_size=1000,
         callback_on_step_end=None,
@@ -421,7 +421,7 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         self,
         num_molecules=1000,
         condition=None,
-        guidance_scale=2.0,
+        guidance_scale=1.5,
         negative_condition=None,
         num_inference_steps=25,
         generator=None,

@@ -69,8 +69,8 @@ class Recipe:
     """How one checkpoint is made.
 
     Attributes:
-        settings: `model`, the sizes of the network; steps, batch_size, learning_rate, warmup, ema_decay, hold and
-            restart, as `fit` reads them; weights of the loss. They stand on the card.
+        settings: `model`, the sizes of the network; steps, batch_size, learning_rate, warmup, ema_decay and
+            hold, as `fit` reads them; weights of the loss. They stand on the card.
         prepare: function (settings) -> Ingredients: network, loss, data.
         pipeline: its class.
         component: the trained network's name in it. The pipeline is made of this, of the parts and of its scheduler:
@@ -249,30 +249,30 @@ RECIPES = {
     ),
     "latent_diffusion": Recipe(
         settings=dict(
-            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
-            steps=75_000,
-            restart=45_000,  # the first cosine ended here and quality still rose
-            batch_size=512,
+            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128, self_conditioning=True),
+            steps=52_000,
+            hold=0.6,
+            batch_size=2048,
             learning_rate=1e-3,
-            warmup=300,
-            ema_decay=0.9995,
+            warmup=500,
+            ema_decay=0.9998,
         ),
         prepare=prepare_latent_diffusion,
         pipeline=LatentDiffusionPipeline,
         component="denoiser",
         sampler=power_spaced_steps,
-        restarts=[("jump", 0.3, 8)],
         monitor=score_on_the_way,
         score=score_for_card,
     ),
     "diffusion_prior": Recipe(
         settings=dict(
-            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128),
-            steps=26_000,
-            batch_size=512,
+            model=dict(latent_dim=8, width=512, hidden=1024, depth=5, time_dim=128, self_conditioning=True),
+            steps=45_000,
+            hold=0.6,
+            batch_size=1024,
             learning_rate=1e-3,
-            warmup=300,
-            ema_decay=0.9995,
+            warmup=500,
+            ema_decay=0.9998,
         ),
         prepare=prepare_diffusion_prior,
         pipeline=DiffusionPriorPipeline,

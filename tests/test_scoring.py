@@ -22,7 +22,7 @@ def test_a_point_of_the_curve(name):
     asked = ("type", "part") if name == "diffusion_prior" else ()
     point = scoring.score_on_the_way(untrained(name), asked, n=20)
     assert point["N"] == 20 and {"valid", "unique", "novel", "fcd"} <= point.keys()
-    steps = {"graph_ddpm": 50, "latent_diffusion": 20, "diffusion_prior": 25}[name]
+    steps = {"graph_ddpm": 50, "latent_diffusion": 28, "diffusion_prior": 25}[name]
     assert point["sampler"] == f"sde-dpmsolver++, {steps} steps"
     assert {"type_obeyed", "part_obeyed"} <= point.keys() or not asked
 
@@ -30,7 +30,7 @@ def test_a_point_of_the_curve(name):
 def test_any_scheduler_has_a_name_on_the_curve():
     pipe = untrained("latent_diffusion")
     pipe.scheduler = DDIMScheduler(**helpers.NOISE_SCHEDULE, clip_sample=False)
-    assert scoring.score_on_the_way(pipe, n=5)["sampler"] == "DDIMScheduler, 20 steps"
+    assert scoring.score_on_the_way(pipe, n=5)["sampler"] == "DDIMScheduler, 28 steps"
 
 
 def test_the_curve_is_of_the_network_without_restarts():
@@ -45,6 +45,6 @@ def test_the_metrics_of_a_card():
     pipe.card = {"name": "diffusion_prior"}
     metrics = scoring.score_for_card(pipe, 20, 3, asked=("type",), num_inference_steps=4)
     assert metrics["name"] == "diffusion_prior" and metrics["N"] == 20 and metrics["sampling_seed"] == 3
-    assert metrics["num_inference_steps"] == 4 and metrics["guidance_scale"] == 2.0
+    assert metrics["num_inference_steps"] == 4 and metrics["guidance_scale"] == 1.5
     assert metrics["asked"] == "type of test molecules" and "type_obeyed" in metrics and "part_obeyed" not in metrics
     assert metrics["cpu_ms_per_molecule"] > 0 and "torch" in metrics["sampling_machine"]

@@ -315,17 +315,6 @@ def test_a_state_that_does_not_fit_is_refused_and_kept(tmp_path, changes, damage
     assert state.read_bytes() == content
 
 
-def test_the_second_cosine_starts_from_half_the_rate():
-    recipe = dict(steps=100, restart=60, learning_rate=1.0, warmup=10)
-    rates = [training.learning_rate(recipe, step) for step in range(100)]
-    plain = [training.learning_rate(recipe | {"restart": 100}, step) for step in range(100)]
-    assert rates[59] < 0.03 < 0.49 < rates[60] <= 0.5 and rates[99] < 0.02
-    assert all(a >= b for a, b in zip(rates[9:59], rates[10:60])) and all(
-        a >= b for a, b in zip(rates[60:], rates[61:])
-    )
-    assert plain == [training.learning_rate(dict(steps=100, learning_rate=1.0, warmup=10), step) for step in range(100)]
-
-
 def test_the_rate_is_held_before_it_falls():
     recipe = dict(steps=100, hold=0.7, learning_rate=1.0, warmup=10)
     rates = [training.learning_rate(recipe, step) for step in range(100)]
