@@ -172,7 +172,7 @@ def guide(combine=lambda v_with, v_neg, scale: v_neg + scale * (v_with - v_neg),
     def answer(network, z, t, wish, negative, scale):
         if change == "wish for None" and negative is None:
             return network(z, t, wish)
-        if scale == 1 and change != "always twice":
+        if scale == 1 and change != "always twice" or scale < 1 and change == "off up to 1":
             return network(z, t, wish)
         if (negative is None and change != "None joined") or change == "negative unused":
             negative = torch.zeros_like(wish)
@@ -330,6 +330,7 @@ WRONG = {
         (guide(lambda v_with, v_neg, scale: v_neg + scale * v_with), r"is the \*difference\* of the two answers"),
         (guide(lambda v_with, v_neg, scale: v_neg + (scale - 1) * (v_with - v_neg)), "you took scale - 1"),
         (guide(lambda v_with, v_neg, scale: v_with), "nothing is guided"),
+        (guide(change="off up to 1"), "guidance is off at scale 1 only, not below"),
         (guide(change="both"), "these are both answers; combine them"),
         (guide(change="in turns"), "put the whole batch z twice"),
         (guide(change="z once"), "the network got 3 rows of z and 6 conditions"),
@@ -373,7 +374,7 @@ WRONG = {
         (fast(restarts=[("jump", 0.3)]), "expected a list of triples"),
         (fast(restarts="none"), "expected a list of triples"),
         ([1.0, False, 2, 5, []], "a dict was expected, list came"),
-        (fast(power=1.5, noise=True), "FCD .* and at most 1.35 was asked for. With power 1.5 the first step alone"),
+        (fast(power=1.5, noise=True), "FCD .* and at most 1.3 was asked for. With power 1.5 the first step alone"),
         (fast(power=1.4, noise=True), "With fresh noise a long step is a coarser approximation"),
         (fast(order=1), "At order 1 the error of a long step is large"),
         (fast(steps=3, restarts=[("jump", 0.3, 2)]), "2 of the calls go into restarts, which leaves 3"),

@@ -382,7 +382,7 @@ def _read_front(got, expected):
 
 
 FAST_CALLS = 5
-FAST_FCD = 1.35  # the shipped sampler with 5 plain steps: 1.68, and from seed to seed 1.62 ± 0.17
+FAST_FCD = 1.3  # the shipped sampler with 5 steps: 2.00, and over five other seeds 1.89 ± 0.07
 FAST_SEEDS = (606, 607)  # no study of notebook 06 uses them
 
 fast_setting = {"power": 1.0, "noise": False, "order": 2, "steps": 5, "restarts": []}

@@ -292,11 +292,13 @@ def _wrong_guidance(z, t, wish, negative, scale):
         found.append((v_with, "negative=None means that nothing is asked for: put zeros in its place and guide"))
     else:
         found.append((v_nothing + scale * (v_with - v_nothing), "the negative condition is not used"))
-        found.append((v_with, "this is the answer to the wish alone; nothing is guided"))
+        below = "; guidance is off at scale 1 only, not below" if scale < 1 else ""
+        found.append((v_with, f"this is the answer to the wish alone; nothing is guided{below}"))
     return found
 
 
 _GUIDED_CASES = [("a negative condition, scale 2.5", True, 2.5), ("negative=None, scale 3", False, 3.0)]
+_GUIDED_CASES.append(("a negative condition, scale 0.5", True, 0.5))  # guidance is off at 1, not below
 
 
 @exercise("06.5", guided_v)
