@@ -39,7 +39,7 @@ def _parser():
     command.add_argument("--out", required=True, metavar="FILE", help="ending in .csv, .smi or .sdf")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="network calls per molecule; the pipeline's default if left out")
-    command.add_argument("--guidance", type=float, help="diffusion_prior: how much the wishes count, 2 by default")
+    command.add_argument("--guidance", type=float, help="diffusion_prior: how much the wishes count, 1.5 by default")
     for wish in ("type", "part"):
         command.add_argument(f"--{wish}", help=f"diffusion_prior: the {wish} asked for")
     for wish in CONDITION_TARGETS:

@@ -170,9 +170,9 @@ def stock_steps():
     return sampler("DDPM", prediction_type="sample")
 
 
-def power_spaced_steps():
+def power_spaced_steps(power):
     """The sampler of diffusion on latents."""
-    return PowerSpacedDPMSolver(power=1.5, **NOISE_SCHEDULE, **SAMPLER)
+    return PowerSpacedDPMSolver(power=power, **NOISE_SCHEDULE, **SAMPLER)
 
 
 CURVE_POINTS = (0.03, 0.08, 0.16, 0.32, 0.56, 0.8, 1)  # shares of the steps after which the monitor looks
@@ -260,7 +260,7 @@ RECIPES = {
         prepare=prepare_latent_diffusion,
         pipeline=LatentDiffusionPipeline,
         component="denoiser",
-        sampler=power_spaced_steps,
+        sampler=functools.partial(power_spaced_steps, power=0.84),  # found in notebook 06
         monitor=score_on_the_way,
         score=score_for_card,
     ),
@@ -277,7 +277,7 @@ RECIPES = {
         prepare=prepare_diffusion_prior,
         pipeline=DiffusionPriorPipeline,
         component="denoiser",
-        sampler=power_spaced_steps,
+        sampler=functools.partial(power_spaced_steps, power=1.5),
         monitor=functools.partial(score_on_the_way, asked=("type", "part")),
         score=functools.partial(score_for_card, asked=("type", "part")),
     ),

@@ -220,13 +220,14 @@ def posterior_mean(x_0, x_t, t, betas):
 
 
 class PowerSpacedDPMSolver(DPMSolverMultistepScheduler):
-    """DPM-Solver++ (arXiv:2211.01095) whose steps lie closer together near the data.
+    """DPM-Solver++ (arXiv:2211.01095) whose steps may lie closer together near the data, or near the noise.
 
     Step k = 0, 1, … of n starts at t = T·(1 - k/n)^power - 1, rounded, T being the number of training steps.
-    Notebook 04 compares it with equal steps. Otherwise it is diffusers' scheduler.
+    Notebooks 04 and 06 compare it with equal steps. Otherwise it is diffusers' scheduler.
 
     Args:
-        power: 1 for equal steps, more for steps that crowd near t = 0. It stands in the scheduler's config.
+        power: 1 for equal steps, more for steps that crowd near t = 0, less for steps that crowd near t = T.
+            It stands in the scheduler's config.
         kwargs: the settings of `DPMSolverMultistepScheduler`.
     """
 
@@ -256,6 +257,8 @@ class PowerSpacedDPMSolver(DPMSolverMultistepScheduler):
         rising = self.config.num_train_timesteps * ((steps + 1) / num_inference_steps) ** self.config.power
         rising = np.maximum(rising.round().astype(int) - 1, 0)
         rising = np.maximum.accumulate(rising - steps) + steps  # each at least one above the one before
+        highest = self.config.num_train_timesteps - num_inference_steps + steps  # what leaves room for those above it
+        rising = np.minimum(rising, highest)
         return rising[::-1].tolist()
 
 

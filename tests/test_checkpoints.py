@@ -183,6 +183,9 @@ def test_a_checkpoint_from_before_the_rooms_loads(name, tmp_path):
         for tensor, same in zip(network.state_dict().values(), old.components[key].state_dict().values()):
             assert torch.equal(tensor, same)
     if name in SCHEDULES:
+        if "power" in new.scheduler.config:
+            assert old.scheduler.config.power == 1.5, "what all had that came without a number"
+            old.scheduler.register_to_config(power=new.scheduler.config.power)
         drawn = [draw(pipe, 4, num_inference_steps=3, restarts=[]).latents for pipe in (old, new)]
         assert torch.equal(*drawn)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -353,7 +356,7 @@ def test_the_shipped_files_name_the_rooms_and_every_setting(name):
     assert libraries <= {f"molecule_diffusion.{room}" for room in rooms} | {"diffusers"}
     if "molecule_diffusion.schedules" in libraries:
         config = json.loads((helpers.CHECKPOINTS / name / "scheduler" / "scheduler_config.json").read_text())
-        assert config["power"] == 1.5
+        assert config["power"] == helpers.RECIPES[name].sampler().config.power
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no such modes there")

@@ -330,7 +330,7 @@ LATENT = ["latent_diffusion", "diffusion_prior"]
 def test_strength_0_returns_the_molecules_and_more_changes_more(diffusion):
     given = draw(diffusion, 40)
     changed = []
-    for strength in (0, 0.05, 0.3, 0.6, 1):
+    for strength in (0, 0.05, 0.2, 0.6, 1):
         output = draw(diffusion, 40, 1, latents=given.latents, strength=strength, batch_size=15)
         changed.append(sum(a != b for a, b in zip(given.smiles, output.smiles)))
     assert changed[0] == 0 and changed == sorted(changed) and changed[2] < 20 < changed[3] and changed[-1] >= 38

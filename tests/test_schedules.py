@@ -141,14 +141,15 @@ def test_q_sample_reads_numpy_arrays():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("power", [0.5, 0.84, 1.5])
 @pytest.mark.parametrize("steps", [1, 2, 20, 333, 1000])
-def test_the_power_spaced_steps(steps):
-    scheduler = helpers.PowerSpacedDPMSolver(**helpers.NOISE_SCHEDULE, **helpers.SAMPLER)
+def test_the_power_spaced_steps(steps, power):
+    scheduler = helpers.PowerSpacedDPMSolver(power=power, **helpers.NOISE_SCHEDULE, **helpers.SAMPLER)
     scheduler.set_timesteps(steps)
     times = scheduler.timesteps
     assert len(times) == steps and times[0] == 999 and times[-1] >= 0 and (times.diff() < 0).all()
     if steps == 20:
-        assert times[10] == round(1000 * 0.5**1.5) - 1
+        assert times[10] == round(1000 * 0.5**power) - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
