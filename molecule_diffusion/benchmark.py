@@ -71,8 +71,9 @@ def settings():
 def make_benchmark(num_molecules=10_000, num_guard=1000, num_seeds=5):
     """Score every setting with the seeds 0, 1, …; write data/results/benchmark.json, the figure and README's table.
 
-    Each setting is also scored at N = num_guard: the tests draw as many and compare, see `summaries`. Scores that are
-    there already, of the same weights and arguments, are kept, so a run that was stopped goes on.
+    Each setting is also scored at N = num_guard: the tests draw as many and compare, and the table takes the CPU times
+    from these rows, see `summaries`. Scores that are there already, of the same weights and arguments, are kept, so a
+    run that was stopped goes on. For times of one machine, delete the rows of N = num_guard before, and leave it idle.
     """
     from tqdm.auto import tqdm
 
@@ -101,7 +102,10 @@ def fingerprint(setting):
     """What a setting's scores depend on, in 16 letters: the checkpoint's files and the arguments."""
     content = [setting.arguments]
     if setting.checkpoint is not None:
-        content.append(read_json(CHECKPOINTS / setting.checkpoint / "card.json")["sha256"])
+        files = read_json(CHECKPOINTS / setting.checkpoint / "card.json")["sha256"]
+        if setting.scheduler is not None:  # the checkpoint's own is replaced
+            files.pop("scheduler/scheduler_config.json")
+        content.append(files)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -126,16 +130,20 @@ def measure(setting, n, seed):
 def summaries(n=None):
     """The benchmark's rows, one for each setting: label -> {metric: (mean, standard deviation over the seeds)}.
 
-    n: of which number of molecules; None takes the largest.
+    n: of which number of molecules; None takes the largest. CPU times are those of the smallest number: these rows
+        are few minutes of work, so that all can be measured on one idle machine.
     """
     rows = read_json(BENCHMARK)["rows"]
     n = max(row["N"] for row in rows) if n is None else n
+    n_timed = min(row["N"] for row in rows)
     found = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label and row["N"] == n]
+        timed = [row for row in rows if row["label"] == label and row["N"] == n_timed]
         found[label] = {"N": n, "seeds": len(own)}
         for metric in ("valid", "unique", "novel", "fcd", "cpu_ms_per_molecule", "network_calls"):
-            values = [row[metric] for row in own if row.get(metric) is not None]
+            chosen = timed if metric == "cpu_ms_per_molecule" else own
+            values = [row[metric] for row in chosen if row.get(metric) is not None]
             if values:
                 found[label][metric] = float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0
     return found
@@ -153,9 +161,11 @@ def benchmark_table():
     """README's table as Markdown."""
     found = summaries()
     first = next(iter(found.values()))
+    content = read_json(BENCHMARK)
+    n_timed = min(row["N"] for row in content["rows"])
     lines = [
         f"Strict scores at N = {first['N']:,}, mean ± standard deviation over the seeds: nothing is repaired, every "
-        f"draw is counted. Sampled on {read_json(BENCHMARK)['machine']}.",
+        f"draw is counted. CPU times: N = {n_timed:,}, {content['machine']}.",
         "",
         "| molecules | valid % | unique % | novel % | FCD | seeds | network calls | CPU-ms per molecule "
         "| training minutes |",

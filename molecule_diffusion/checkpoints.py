@@ -214,5 +214,7 @@ def write_card(folder, card):
 def machine():
     """The machine in one line, as cards and studies name it."""
     dtype = "bf16" if bf16_is_fast() else "fp32"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    instructions = torch.backends.cpu.get_cpu_capability()  # such as AVX2 or AVX512: the second is twice as fast
+    cpu = f"{platform.machine()} CPU ({instructions})"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return f"{device}, {torch.get_num_threads()} threads, {dtype} training, torch {torch.__version__.split('+')[0]}"
