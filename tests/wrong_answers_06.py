@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from molecule_diffusion.exercises import notebook_06
+from molecule_diffusion.exercises import notebook_06, notebook_06_lab
 
 
 def compare_with(generator_of, hand_over=True):
@@ -48,7 +48,22 @@ def one_setting_for_all(draw, settings, seed):
     return {name: draw(generator=seeded(seed), **setting) for name in settings}
 
 
-RIGHT = dict(A="clipping", B="lost betas", C="batches", D="prediction type", E="signal left")
+def diagnosis(kept=0.3, largest=100, clipped=1.0, quiet=0.1, batches=0.1):
+    """The right answer to 06.6 with other limits, as a function."""
+
+    def answer(*given):
+        found = notebook_06_lab.symptoms(*given)
+        if found["kept"] > kept:
+            return "signal left"
+        if found["largest"] > largest:
+            return "prediction type"
+        if found["largest"] <= clipped:
+            return "clipping"
+        if found["quiet"] > quiet:
+            return "lost betas"
+        return "batches" if found["other batches"] > batches else "healthy"
+
+    return answer
 
 
 def eta_loop(change="", fresh=1.0):
@@ -228,7 +243,7 @@ def first_of_equals(values):
 
 def fast(**changes):
     """A right answer to 06.8 with changes."""
-    return {"power": 1.0, "noise": False, "order": 2, "steps": 5, "restarts": []} | changes
+    return {"sampler": "UniPC", "spacing": "leading", "steps": 5, "restarts": []} | changes
 
 
 def without(key):
@@ -252,17 +267,20 @@ WRONG = {
         (lambda draw, settings, seed: {name: seeded(seed) for name in settings}, "`draw` was never called"),
     ],
     "06.6": [
-        (RIGHT | {"A": "prediction type", "D": "clipping"}, "A cannot be 'prediction type'.*D cannot be 'clipping'"),
-        (RIGHT | {"B": "signal left", "E": "lost betas"}, "kept at the start.*E cannot be 'lost betas'.*quiet numbers"),
-        (RIGHT | {"C": "lost betas", "B": "batches"}, "B cannot be 'batches': then other batches"),
-        (RIGHT | {"E": None}, "no answer yet for E"),
-        ({name: cause for name, cause in RIGHT.items() if name != "C"}, "no answer yet for C"),
-        (RIGHT | {"B": "beta schedule"}, "unknown cause 'beta schedule'; known ones: signal left, clipping"),
-        (RIGHT | {"B": "clipping"}, "'clipping' stands at A and B"),
-        (RIGHT | {"F": "clipping"}, "no patient 'F'"),
-        (list(RIGHT.values()), "expected a dictionary.*list came"),
-        ("clipping", "expected a dictionary.*str came"),
-        (lambda name: "clipping", "expected a dictionary.*function came"),
+        (lambda *given: "healthy", r"A is not healthy: its largest \|z\| is exactly 1"),
+        (lambda *given: "clipping", "B cannot be 'clipping': then no number could lie beyond 1"),
+        (diagnosis(largest=1.1, clipped=0.99), "A is not healthy"),
+        (diagnosis(quiet=1), "B is not healthy: its quiet numbers have a spread of 0.3"),
+        (diagnosis(batches=100), "C is not healthy: the same seed draws other molecules in other batches"),
+        (diagnosis(batches=-1), "the healthy sampler cannot be 'batches': then other batches would give other"),
+        (diagnosis(largest=1e9), "D cannot be 'lost betas': then noise of the size 0.3"),
+        (diagnosis(kept=2), "E is not healthy: a known latent still shows in its first state"),
+        (diagnosis(kept=0.95), "a patient that is not in the table is not healthy: a known latent still shows"),
+        (diagnosis(quiet=0.02), "'lost betas': then noise of the size 0.3 would be left"),
+        (lambda *given: "beta schedule", "unknown cause 'beta schedule'; known ones: healthy, signal left"),
+        (lambda *given: ["clipping"], "unknown cause"),
+        (lambda *given: None, "the function returns nothing yet"),
+        ({"A": "clipping"}, "a function was expected, dict came"),
     ],
     "06.2": [
         (eta_loop(fresh=0.0), "the fresh noise is missing"),
@@ -365,18 +383,17 @@ WRONG = {
     "06.8": [
         (fast(steps=6), "6 steps and 0 in restarts make 6 network calls; the budget is 5"),
         (fast(restarts=[("jump", 0.3, 2)]), "5 steps and 2 in restarts make 7 network calls"),
-        (fast(eta=0.5), "there is no knob 'eta'; the knobs are power, noise, order, steps, restarts"),
-        (without("order"), "'order' is missing"),
-        (fast(noise="False"), "noise='False': expected True or False"),
-        (fast(power="1.5"), "power='1.5': expected a number above 0"),
-        (fast(order=3), "order=3: expected 1 or 2"),
+        (fast(eta=0.5), "there is no knob 'eta'; the knobs are sampler, spacing, steps, restarts"),
+        (without("spacing"), "'spacing' is missing"),
+        (fast(sampler="unipc"), "sampler='unipc': expected one of DDPM, DDIM"),
+        (fast(spacing="Karras"), "spacing='Karras': expected one of trailing, leading, linspace"),
         (fast(steps=2.5), "steps=2.5: expected a whole number of at least 1"),
         (fast(restarts=[("jump", 0.3)]), "expected a list of triples"),
         (fast(restarts="none"), "expected a list of triples"),
-        ([1.0, False, 2, 5, []], "a dict was expected, list came"),
-        (fast(power=1.5, noise=True), "FCD .* and at most 1.3 was asked for. With power 1.5 the first step alone"),
-        (fast(power=1.4, noise=True), "With fresh noise a long step is a coarser approximation"),
-        (fast(order=1), "At order 1 the error of a long step is large"),
+        (["UniPC", "leading", 5, []], "a dict was expected, list came"),
+        (fast(sampler="SDE-DPM-Solver++"), "With fresh noise a long step is a coarser approximation"),
+        (fast(sampler="DDIM"), "DDIM is of order 1"),
+        (fast(spacing="trailing"), "Each knob has one more value"),
         (fast(steps=3, restarts=[("jump", 0.3, 2)]), "2 of the calls go into restarts, which leaves 3"),
         (fast(steps=3), "2 of the 5 calls are not spent"),
     ],

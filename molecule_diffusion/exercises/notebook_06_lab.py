@@ -1,13 +1,17 @@
 """Notebook 06, sections 2, 4 and 5: a fair comparison, a paired one, a guided step, the debugging lab."""
 
 import copy
+import functools
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
+from molecule_diffusion.checkpoints import load_pipeline
 from molecule_diffusion.checks import quoted
 from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something
+from molecule_diffusion.models import encode_graphs
+from molecule_diffusion.qm9 import shared_qm9
 from molecule_diffusion.schedules import NOISE_SCHEDULE, cosine_betas, sampler
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,6 +347,14 @@ _CONTRADICTIONS = {
     "lost betas": "then noise of the size 0.3 would be left in the quiet numbers, and their spread is far from that",
     "batches": "then other batches would give other molecules, and they give the same ones",
 }
+# what shows in a patient who has it
+_SYMPTOMS = {
+    "signal left": "a known latent still shows in its first state",
+    "clipping": "its largest |z| is exactly 1",
+    "prediction type": "its latents end in the thousands",
+    "lost betas": "its quiet numbers have a spread of 0.3",
+    "batches": "the same seed draws other molecules in other batches",
+}
 _DIAGNOSIS = {"A": "clipping", "B": "lost betas", "C": "batches", "D": "prediction type", "E": "signal left"}
 
 
@@ -383,22 +395,90 @@ def patient(name):
     return _scheduler_with(cause), _common_noise if cause == "batches" else _own_noise
 
 
-@exercise("06.6", _DIAGNOSIS)
-def _check_diagnosis(answer):
-    if not isinstance(answer, dict):
-        raise WrongAnswer(f'expected a dictionary, {{"A": "…", "B": "…", …}}; {type(answer).__name__} came')
-    if missing := [name for name in _DIAGNOSIS if answer.get(name) in (None, ...)]:
-        raise WrongAnswer(f"there is no answer yet for {', '.join(missing)}. Replace the `...` by the name of a cause")
-    if strange := [name for name in answer if name not in _DIAGNOSIS]:
-        raise WrongAnswer(f"there is no patient {quoted(strange[0])}; the patients are {', '.join(_DIAGNOSIS)}")
-    for name, cause in answer.items():
-        if cause not in list(_CONTRADICTIONS):
-            raise WrongAnswer(f"{name}: unknown cause {quoted(cause)}; known ones: {', '.join(_CONTRADICTIONS)}")
-    for cause in _CONTRADICTIONS:
-        alike = [name for name in answer if answer[name] == cause]
-        if len(alike) > 1:
-            raise WrongAnswer(f"{cause!r} stands at {' and '.join(alike)}; every cause occurs once")
-    wrong = [name for name in _DIAGNOSIS if answer[name] != _DIAGNOSIS[name]]
-    if wrong:
-        said = [f"{name} cannot be {answer[name]!r}: {_CONTRADICTIONS[answer[name]]}" for name in wrong]
-        raise WrongAnswer(". ".join(said))
+@torch.no_grad()
+def _latents(scheduler, generators, batch_size=60, steps=10):
+    """Standardised latents (molecules, 9, 8) of latent_diffusion, batch by batch; nothing is checked."""
+    denoiser = _denoiser()
+    scheduler.set_timesteps(steps)
+    ends = []
+    for first in range(0, len(generators), batch_size):
+        own = generators[first : first + batch_size]
+        z = torch.cat([torch.randn(1, 9, 8, generator=one) for one in own])
+        for t in scheduler.timesteps:
+            z = scheduler.step(denoiser(z, t), t, z, generator=own).prev_sample
+        ends.append(z)
+    return torch.cat(ends)
+
+
+@functools.cache
+def _denoiser():
+    return load_pipeline("latent_diffusion").denoiser
+
+
+@functools.cache
+def _known():
+    """Standardised latents of validation molecules, and which of their numbers hardly vary."""
+    pipe, qm9 = load_pipeline("latent_diffusion"), shared_qm9()
+    rows = qm9.validation[::16]
+    z = encode_graphs(pipe.vae, qm9.atoms[rows], qm9.bonds[rows])
+    z = (z - pipe.denoiser.latent_mean) / pipe.denoiser.latent_scale
+    return z, z.std(0) < 0.1 * z.std(0).max()
+
+
+def symptoms(scheduler, noise, latents, known, quiet):
+    """What betrays each of the five faults, as numbers.
+
+    Args:
+        scheduler, noise: as `patient` gives them.
+        latents: (scheduler, generators, batch_size) -> latents (molecules, 9, 8).
+        known, quiet: latents of molecules (molecules, 9, 8), and which of their numbers hardly vary (9, 8).
+    """
+    z, again = latents(scheduler, noise(60)), latents(scheduler, noise(60), batch_size=20)
+    scheduler.set_timesteps(10)
+    noise_of_known = torch.randn(known.shape, generator=torch.Generator().manual_seed(0))
+    start = scheduler.add_noise(known, noise_of_known, scheduler.timesteps[:1].expand(len(known)))
+    return {
+        "kept": ((known * start).mean() / (known**2).mean()).item(),
+        "largest": z.abs().max().item(),
+        "quiet": z[:, quiet].std().item(),
+        "other batches": (z - again).abs().mean().item(),
+    }
+
+
+def diagnose(scheduler, noise, latents, known, quiet):
+    """The fault of a patient, a key of _CONTRADICTIONS, or "healthy". Args: as of `symptoms`."""
+    found = symptoms(scheduler, noise, latents, known, quiet)
+    if found["kept"] > 0.3:
+        return "signal left"
+    if found["largest"] > 100:
+        return "prediction type"
+    if found["largest"] <= 1:
+        return "clipping"
+    if found["quiet"] > 0.1:
+        return "lost betas"
+    if found["other batches"] > 0.1:
+        return "batches"
+    return "healthy"
+
+
+def _cases():
+    """Who is shown to an answer of 06.6: (who it is, what is wrong, scheduler, noise)."""
+    for name, cause in _DIAGNOSIS.items():
+        yield name, cause, *patient(name)
+    yield "the healthy sampler", "healthy", sampler("DDPM"), _own_noise
+    shorter = sampler("DDPM", num_train_timesteps=300, trained_betas=cosine_betas(1000)[:300].tolist())
+    yield "a patient that is not in the table", "signal left", shorter, _own_noise
+
+
+@exercise("06.6", diagnose)
+def _check_diagnose(answer):
+    for who, cause, scheduler, noise in _cases():
+        got = answer(scheduler, noise, _latents, *_known())
+        expect_something(got)
+        if not isinstance(got, str) or got not in ("healthy", *_CONTRADICTIONS):
+            raise WrongAnswer(f"{who}: unknown cause {quoted(got)}; known ones: healthy, {', '.join(_CONTRADICTIONS)}")
+        if got == cause:
+            continue
+        if got == "healthy":
+            raise WrongAnswer(f"{who} is not healthy: {_SYMPTOMS[cause]}")
+        raise WrongAnswer(f"{who} cannot be {got!r}: {_CONTRADICTIONS[got]}")
