@@ -70,7 +70,7 @@ class Recipe:
 
     Attributes:
         settings: `model`, the sizes of the network; steps, batch_size, learning_rate, warmup, ema_decay and
-            hold, as `fit` reads them; weights of the loss. They stand on the card.
+            hold and again, as `fit` reads them; weights of the loss. They stand on the card.
         prepare: function (settings) -> Ingredients: network, loss, data.
         pipeline: its class.
         component: the trained network's name in it. The pipeline is made of this, of the parts and of its scheduler:
@@ -197,8 +197,9 @@ RECIPES = {
     "graph_ddpm": Recipe(
         settings=dict(
             model=dict(width=512, hidden=1024, depth=5, time_dim=128),
-            steps=50_000,
+            steps=117_984,  # as many as nine minutes of a shared H200 allowed, and seven of another one
             hold=0.6,
+            again=dict(after=50_000 / 117_984, learning_rate=7e-4),
             batch_size=2048,
             learning_rate=1e-3,
             warmup=500,

@@ -41,8 +41,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
             with several processes only that call adds up their gradients.
         data: tensors of equal length; a batch is drawn from them with replacement.
         settings: dict, such as a Recipe's `settings`, with steps, batch_size (per process), learning_rate, warmup,
-            ema_decay, and perhaps hold (a share of the steps), see `learning_rate`; what else it holds is only kept
-            with the state.
+            ema_decay, and perhaps hold and again, see `learning_rate`; what else it holds is only kept with the state.
         seed: whole number.
         state: path of the file to resume from and to save to, every 30 s and after Ctrl-C; None keeps nothing.
         monitor: function (model) -> dict, called with the moving average.
@@ -247,12 +246,22 @@ def _entry_is_due(step, steps):
 def learning_rate(settings, step):
     """Linear warm-up, the full rate for the share `hold` of the steps, then a cosine to 2 %.
 
-    (A cosine: Loshchilov & Hutter, arXiv:1608.03983; held before it: Hu et al., arXiv:2404.06395.)
+    With `again`, a dict of after (a share of the steps) and learning_rate, all this happens twice: up to there, and
+    for the rest of the steps with a rate of its own.
+
+    (A cosine, and beginning again: Loshchilov & Hutter, arXiv:1608.03983; held before it: Hu et al., arXiv:2404.06395.)
     """
-    steps, held = settings["steps"], settings.get("hold", 0) * settings["steps"]
+    steps, rate = settings["steps"], settings["learning_rate"]
+    if again := settings.get("again"):
+        first = round(again["after"] * steps)
+        if step < first:
+            steps = first
+        else:
+            step, steps, rate = step - first, steps - first, again["learning_rate"]
+    held = settings.get("hold", 0) * steps
     warm = min(1, (step + 1) / max(1, settings["warmup"]))
     cosine = 0.5 * (1 + np.cos(np.pi * max(0, step - held) / (steps - held)))
-    return settings["learning_rate"] * warm * (0.02 + 0.98 * cosine)
+    return rate * warm * (0.02 + 0.98 * cosine)
 
 
 def bf16_is_fast():
