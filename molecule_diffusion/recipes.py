@@ -199,7 +199,7 @@ RECIPES = {
             model=dict(width=512, hidden=1024, depth=5, time_dim=128),
             steps=117_984,  # as many as nine minutes of a shared H200 allowed, and seven of another one
             hold=0.6,
-            again=dict(after=50_000 / 117_984, learning_rate=7e-4),
+            again=dict(after=50_000, learning_rate=7e-4),
             batch_size=2048,
             learning_rate=1e-3,
             warmup=500,

@@ -246,14 +246,14 @@ def _entry_is_due(step, steps):
 def learning_rate(settings, step):
     """Linear warm-up, the full rate for the share `hold` of the steps, then a cosine to 2 %.
 
-    With `again`, a dict of after (a share of the steps) and learning_rate, all this happens twice: up to there, and
-    for the rest of the steps with a rate of its own.
+    With `again`, a dict of after and learning_rate, a training of more than `after` steps does all this twice: in so
+    many steps, and in the rest with a rate of its own.
 
     (A cosine, and beginning again: Loshchilov & Hutter, arXiv:1608.03983; held before it: Hu et al., arXiv:2404.06395.)
     """
     steps, rate = settings["steps"], settings["learning_rate"]
     if again := settings.get("again"):
-        first = round(again["after"] * steps)
+        first = min(again["after"], steps)
         if step < first:
             steps = first
         else:

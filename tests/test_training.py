@@ -323,10 +323,12 @@ def test_the_rate_is_held_before_it_falls():
 
 
 def test_the_rate_can_begin_again():
-    recipe = dict(steps=100, hold=0.5, learning_rate=1.0, warmup=10, again=dict(after=0.4, learning_rate=0.5))
+    recipe = dict(steps=100, hold=0.5, learning_rate=1.0, warmup=10, again=dict(after=40, learning_rate=0.5))
     rates = [training.learning_rate(recipe, step) for step in range(100)]
     assert rates[:40] == [training.learning_rate(dict(recipe, steps=40, again=None), step) for step in range(40)]
     assert rates[40:] == [training.learning_rate(dict(recipe, steps=60, again=None), step) / 2 for step in range(60)]
+    short = [training.learning_rate(dict(recipe, steps=40), step) for step in range(40)]
+    assert short == rates[:40], "a training that ends before has one schedule"
 
 
 def test_a_resumed_average_has_the_buffers_that_it_was_trained_with(tmp_path):
