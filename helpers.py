@@ -12,6 +12,10 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     conditions     tables of conditions, their files, the condition encoder
     models         networks that are trained: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
     graph_denoisers  two more for graph diffusion: the graph as an image, and the graph as a graph
+    sentences      a sentence as 384 numbers, by an open sentence model
+    captions       structural facts with SMARTS and words; captions; what a query asks for
+    ranking        measures of a ranking, baselines
+    retrieval      one space for sentences and molecules: network, losses, miners, pairs, pipeline
     pipelines      every generator as a diffusers pipeline; the sampling loop stands in its `__call__`
     training       `fit`, saved states, the losses
     evaluation     strict scores, framing rows, obedience, tables
@@ -22,6 +26,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     drawing        colours, the drawing of molecules, captions
     viewers        grids, graphs, film strips, maps, histograms, curves
     viewer_3d      molecules to turn
+    search         molecules by a sentence: the index, the domain, what is found and why
     sampling       any number of molecules to a file
     benchmark      every shipped generator over several seeds: README's table
     curve          every generator after so many minutes of training
@@ -106,6 +111,43 @@ from molecule_diffusion.models import (
     timestep_embedding,
 )
 from molecule_diffusion.graph_denoisers import structure
+from molecule_diffusion.sentences import cached_embeddings, embed_sentences, load_sentence_model
+from molecule_diffusion.captions import (
+    FACTS,
+    caption_table,
+    describe_facts,
+    fact_table,
+    facts_in,
+    leaks,
+    make_caption,
+    relevance,
+    why,
+    write_captions,
+)
+from molecule_diffusion.ranking import (
+    average_precision,
+    interval,
+    morgan,
+    pr_curve,
+    precision_at,
+    recall_at,
+    retrieval_scores,
+    scaffold_split,
+    tanimoto,
+    trigram_similarity,
+)
+from molecule_diffusion.retrieval import (
+    LOSSES,
+    Retriever,
+    RetrieverPipeline,
+    metric_loss,
+    mine,
+    molecule_features,
+    qm9_facts,
+    retrieval_loss,
+    retrieval_queries,
+    training_pairs,
+)
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
     GraphDDPMPipeline,
@@ -142,11 +184,13 @@ from molecule_diffusion.viewers import (
     training_curve,
 )
 from molecule_diffusion.viewer_3d import show_3d
+from molecule_diffusion.search import build_index, molecule_index, search
 from molecule_diffusion.exercises.checking import checked, solved
 from molecule_diffusion.exercises.predicting import compare, predict
 from molecule_diffusion.exercises.notebook_00 import line_up
 from molecule_diffusion.exercises.notebook_05 import BRIEF
 from molecule_diffusion.exercises.notebook_06_lab import patient
+from molecule_diffusion.exercises.notebook_07 import example_curves
 from molecule_diffusion.notebooks import check_setup
 from molecule_diffusion.cli import main
 
@@ -164,6 +208,12 @@ CONDITION_TARGETS ConditionEncoder condition_table load_conditions save_conditio
 GraphDenoiser LatentDenoiser PairHead PropertyOracle ResidualBlock TokenVAE encode_graphs kl_divergence reparameterise
 slerp standardise timestep_embedding
 structure
+cached_embeddings embed_sentences load_sentence_model
+FACTS caption_table describe_facts fact_table facts_in leaks make_caption relevance why write_captions
+average_precision interval morgan pr_curve precision_at recall_at retrieval_scores
+scaffold_split tanimoto trigram_similarity
+LOSSES Retriever RetrieverPipeline metric_loss mine molecule_features qm9_facts retrieval_loss retrieval_queries
+training_pairs
 DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline MoleculeOutput PropertyOraclePipeline
 TokenVAEPipeline
 TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss
@@ -176,11 +226,13 @@ COLOURS show_figure show_image
 course_map show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
 training_curve
 show_3d
+build_index molecule_index search
 checked solved
 compare predict
 line_up
 BRIEF
 patient
+example_curves
 check_setup
 main
 """.split()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from molecule_diffusion import pipelines
+from molecule_diffusion import pipelines, retrieval
 from molecule_diffusion.checks import quoted
 from molecule_diffusion.files import CHECKPOINTS, atomic, read_json, recover, sha256, write_json
 from molecule_diffusion.qm9 import SPLIT_SEED, shared_qm9
@@ -100,8 +100,9 @@ def _from_pretrained(path):
     """The pipeline in a folder, of the class that its model_index.json names, as diffusers loads it."""
     index = read_json(path / "model_index.json")
     name = index.get("_class_name") if isinstance(index, dict) else None
-    kind = getattr(pipelines, str(name), None)
-    if not inspect.isclass(kind) or kind.__module__ != pipelines.__name__:
+    room = retrieval if name == "RetrieverPipeline" else pipelines
+    kind = getattr(room, str(name), None)
+    if not inspect.isclass(kind) or kind.__module__ != room.__name__:
         raise ValueError(f"model_index.json names no pipeline of this course: {name!r}")
     settings = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     current = {key: _current_entry(entry) for key, entry in index.items()}

@@ -11,6 +11,7 @@ from molecule_diffusion.evaluation import evaluate, make_framing, make_reference
 from molecule_diffusion.notebooks import run_notebook, run_study
 from molecule_diffusion.recipes import RECIPES, score_checkpoint, train
 from molecule_diffusion.sampling import sample_to_file
+from molecule_diffusion.search import search
 from molecule_diffusion.smiles_files import smiles_in_file
 from molecule_diffusion.training import TrainingError
 from molecule_diffusion.viewers import make_figures
@@ -47,6 +48,9 @@ def _parser():
     command = commands.add_parser("evaluate", help="score the molecules of a file strictly, between the framing rows")
     command.add_argument("file", help=".csv with a column named smiles, or one SMILES a line")
     command.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    command = commands.add_parser("search", help="find training molecules by a sentence; the first time takes a minute")
+    command.add_argument("query", help="such as 'a fluorinated ring with a nitrile'")
+    command.add_argument("-k", type=int, default=12, help="how many molecules")
     command = commands.add_parser("train", help="train a checkpoint by its recipe (resumes), save it and score it")
     command.add_argument("name", choices=RECIPES)
     command.add_argument("--seed", type=int, default=0)
@@ -99,6 +103,7 @@ def _reference(options):
 COMMANDS = {
     "sample": _sample,
     "evaluate": _evaluate,
+    "search": lambda options: print(search(options.query, options.k)),
     "train": lambda options: train(options.name, options.seed, options.steps, options.batch_size),
     "score": lambda options: print(json.dumps(score_checkpoint(options.name), indent=1)),
     "notebook": _notebook,

@@ -11,6 +11,7 @@ from pathlib import Path
 from molecule_diffusion.checkpoints import machine
 from molecule_diffusion.checks import quoted
 from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
+from molecule_diffusion.sentences import SENTENCE_INSTALL
 
 
 def check_setup():
@@ -22,8 +23,9 @@ def check_setup():
         requirements = [Requirement(text) for text in importlib.metadata.requires("molecule-diffusion-course") or []]
     except importlib.metadata.PackageNotFoundError:
         raise RuntimeError("the course is not installed: run `python -m pip install -e .` in its folder") from None
+    sentence_model = Requirement(SENTENCE_INSTALL.split()[-1])  # installed by a command of its own
     rows, wrong = [], []
-    for wanted in requirements:
+    for wanted in [*requirements, sentence_model]:
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
         found = _installed_version(wanted.name)
@@ -34,8 +36,11 @@ def check_setup():
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     verdict = "All packages are the ones the course was tested with."
     if wrong:
+        commands = ["python -m pip install -e ."] if wrong != [str(sentence_model)] else []
+        if str(sentence_model) in wrong:
+            commands.append(SENTENCE_INSTALL)
         verdict = (
-            f"Expected {', '.join(wrong)}. Run <code>python -m pip install -e .</code> in the course's folder, "
+            f"Expected {', '.join(wrong)}. Run <code>{' && '.join(commands)}</code> in the course's folder, "
             "then restart the kernel."
         )
     head = "<tr><th>package</th><th>pinned</th><th>here</th><th></th></tr>"

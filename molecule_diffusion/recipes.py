@@ -27,13 +27,22 @@ from molecule_diffusion.pipelines import (
     TokenVAEPipeline,
 )
 from molecule_diffusion.qm9 import graph_tensors, shared_qm9
+from molecule_diffusion.retrieval import (
+    Retriever,
+    RetrieverPipeline,
+    molecule_features,
+    retrieval_loss,
+    training_pairs,
+)
 from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver, sampler
 from molecule_diffusion.scoring import (
     monitor_property_oracle,
+    monitor_retriever,
     monitor_token_vae,
     score_for_card,
     score_on_the_way,
     score_property_oracle,
+    score_retriever,
     score_token_vae,
 )
 from molecule_diffusion.training import (
@@ -153,6 +162,18 @@ def prepare_property_oracle(settings):
     network.mean.copy_(values.mean(0))
     network.std.copy_(values.std(0))
     return Ingredients(network, oracle_loss, [*graph_tensors(rows), (values - network.mean) / network.std])
+
+
+def prepare_retriever(settings):
+    """A Retriever, and random molecules of the training split with their captions."""
+    qm9 = shared_qm9()
+    vae = load_pipeline("token_vae").vae
+    pairs = training_pairs(settings["pairs"])
+    smiles = [qm9.smiles[i] for i in pairs["rows"]]
+    features = molecule_features(settings["model"]["kind"], smiles, vae).half()  # half of the memory
+    data = [features, pairs["sentences"].half(), pairs["asked"], pairs["facts"]]
+    loss = functools.partial(retrieval_loss, kind=settings["loss"], miner=settings["miner"])
+    return Ingredients(Retriever(**settings["model"]), loss, data, {"vae": vae})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,6 +317,25 @@ RECIPES = {
         component="oracle",
         monitor=monitor_property_oracle,
         score=score_property_oracle,
+    ),
+    "retriever": Recipe(
+        settings=dict(
+            model=dict(kind="both", width=512, dim=128),
+            pairs=100_000,
+            loss="supcon",
+            miner=None,
+            recorded=False,  # the number of pairs that fit changes from step to step
+            steps=12_000,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=200,
+            ema_decay=0.999,
+        ),
+        prepare=prepare_retriever,
+        pipeline=RetrieverPipeline,
+        component="retriever",
+        monitor=monitor_retriever,
+        score=score_retriever,
     ),
 }
 

@@ -6,10 +6,13 @@ import time
 import numpy as np
 import torch
 
+from molecule_diffusion.captions import WORDS, relevance
 from molecule_diffusion.checkpoints import machine
 from molecule_diffusion.chemistry import describe
 from molecule_diffusion.evaluation import evaluate, obedience, reconstruction_accuracy
 from molecule_diffusion.qm9 import graph_tensors, shared_qm9
+from molecule_diffusion.ranking import retrieval_scores
+from molecule_diffusion.retrieval import qm9_facts, retrieval_queries
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Generators
@@ -108,3 +111,34 @@ def _oracle_errors(pipe, rows):
     qm9 = shared_qm9()
     found = pipe([qm9.smiles[i] for i in rows])
     return {f"mae_{name}": float(np.abs(found[name] - qm9.target(name)[rows]).mean()) for name in found}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The retriever
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def monitor_retriever(pipe):
+    """Scores of 500 captions of validation molecules, in known words, on 2,000 random validation molecules."""
+    rows = np.random.default_rng(1).choice(shared_qm9().validation, 2000, replace=False)
+    return _retriever_scores(pipe, rows, number=500, seed=1, kinds=("known",))
+
+
+def score_retriever(pipe, n, seed):
+    """Scores on the first n test molecules of 1,000 captions each: of known words, other sentences, unseen words."""
+    rows = shared_qm9().test[:n]
+    return _retriever_scores(pipe, rows, number=1000, seed=seed, kinds=WORDS) | {"N": len(rows), "queries": 1000}
+
+
+def _retriever_scores(pipe, rows, number, seed, kinds):
+    """Means of `retrieval_scores` on QM9's molecules `rows`, for captions of each kind of words."""
+    qm9 = shared_qm9()
+    molecules = pipe.embed_molecules([qm9.smiles[i] for i in rows])
+    scores = {}
+    for kind in kinds:
+        queries = retrieval_queries(number, seed, kind, rows)
+        similarity = pipe.retriever.embed_texts(queries["sentences"].to(pipe.device)).cpu() @ molecules.T
+        found = retrieval_scores(similarity, relevance(queries["asked"], qm9_facts()[rows]))
+        for name, values in found.items():
+            scores[f"{kind} {name}"] = round(float(np.nanmean(values)), 4)
+    return scores

@@ -41,7 +41,8 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
             with several processes only that call adds up their gradients.
         data: tensors of equal length; a batch is drawn from them with replacement.
         settings: dict, such as a Recipe's `settings`, with steps, batch_size (per process), learning_rate, warmup,
-            ema_decay, and perhaps hold and again, see `learning_rate`; what else it holds is only kept with the state.
+            ema_decay, and perhaps hold and again, see `learning_rate`, and recorded (False: a GPU does each step as
+            usual); what else it holds is only kept with the state.
         seed: whole number.
         state: path of the file to resume from and to save to, every 30 s and after Ctrl-C; None keeps nothing.
         monitor: function (model) -> dict, called with the moving average.
@@ -69,7 +70,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
         progress = load_state(state, plain, ema, optimizer, settings, seed)
         averaged.load_state_dict(plain.state_dict())  # for its buffers; ema has the parameters
     data = [column.to(accelerator.device) for column in data]
-    train_on = _training_step(model, loss, data, optimizer, accelerator)
+    train_on = _training_step(model, loss, data, optimizer, accelerator, settings)
     saved = time.monotonic()
     bar = tqdm(total=steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     with bar, torch.random.fork_rng(), _noted_interrupts() as interrupts:
@@ -100,20 +101,21 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     return averaged, progress.history
 
 
-def _may_record(accelerator):
-    """Whether the step can be recorded: on one GPU."""
-    return accelerator.device.type == "cuda" and accelerator.num_processes == 1
+def _may_record(accelerator, settings):
+    """Whether the step can be recorded: on one GPU, unless its settings say that its tensors change their sizes."""
+    on_one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    return on_one_gpu and settings.get("recorded", True)
 
 
 def _optimizer(model, settings, accelerator):
     """AdamW; if its steps are recorded, with a rate that lies on the GPU, for a recording reads numbers only there."""
-    if not _may_record(accelerator):
+    if not _may_record(accelerator, settings):
         return torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     rate = torch.tensor(settings["learning_rate"], device=accelerator.device)
     return torch.optim.AdamW(model.parameters(), lr=rate, fused=True, capturable=True)
 
 
-def _training_step(model, loss, data, optimizer, accelerator):
+def _training_step(model, loss, data, optimizer, accelerator, settings):
     """A function (rows) -> loss, a tensor, that takes one step on these rows of the data."""
 
     def train_on(rows):
@@ -125,7 +127,7 @@ def _training_step(model, loss, data, optimizer, accelerator):
         optimizer.step()
         return value.detach()
 
-    return _RecordedStep(train_on) if _may_record(accelerator) else train_on
+    return _RecordedStep(train_on) if _may_record(accelerator, settings) else train_on
 
 
 def _set_rate(optimizer, rate):

