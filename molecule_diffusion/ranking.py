@@ -50,18 +50,25 @@ def average_precision(hits):
     return _ratio((precision * hits).sum(1), hits.sum(1))
 
 
-def pr_curve(hits, points=101):
-    """Interpolated precision at levels of recall, a mean over queries: the highest precision at this recall or beyond.
+def pr_curve(hits, points=101, interpolated=True):
+    """Precision at levels of recall, a mean over queries.
 
-    Shapes: bool (Q, N), the whole ranking -> recall (points,), precision (points,).
+    Args:
+        hits: bool (Q, N), the whole ranking.
+        points: the number of levels, from 0 to 1.
+        interpolated: whether to take the highest precision at this recall or beyond, as textbooks often do. Otherwise
+            it is the precision at the place where this recall is reached; at recall 0, that of the first place.
+
+    Returns: recall (points,), precision (points,).
     """
     hits = np.asarray(hits, bool)
     hits = hits[hits.any(1)]
     levels = np.linspace(0, 1, points)
     precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
     recall = hits.cumsum(1) / hits.sum(1, keepdims=True)
-    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    curves = [best[np.searchsorted(reached, levels - 1e-9)] for best, reached in zip(best_from_here, recall)]
+    if interpolated:
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    curves = [one[np.searchsorted(reached, levels - 1e-9)] for one, reached in zip(precision, recall)]
     return levels, np.mean(curves, axis=0)
 
 

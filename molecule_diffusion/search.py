@@ -239,14 +239,22 @@ class SearchResult:
         return "\n".join(lines)
 
     def show(self, caption=None):
-        """Draw the molecules, under each its cosine and what it has of what was asked for."""
-        legends = [f"{score:.2f} {_marks(found)}" for score, found in zip(self.scores, self.why)]
+        """Draw the molecules, under each its cosine and what it has, and lacks, of what was asked for."""
+        legends = [f"{score:.2f} {_in_words(found)}" for score, found in zip(self.scores, self.why)]
         alt = f"Molecules found for “{self.query}”: {', '.join(self.smiles)}"
         show_grid(self.smiles[:60], legends[:60], alt=alt, caption=caption)
 
 
 def _marks(found):
     return "  ".join(f"{'✓' if holds else '✗'} {name}" for name, holds in found.items())
+
+
+def _in_words(found):
+    """The same without signs, which the font of molecule drawings does not have."""
+    has = [name for name, holds in found.items() if holds]
+    lacks = [name for name, holds in found.items() if not holds]
+    parts = [f"{verb} {', '.join(names)}" for verb, names in (("has", has), ("lacks", lacks)) if names]
+    return "; ".join(parts)
 
 
 @torch.no_grad()

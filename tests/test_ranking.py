@@ -43,6 +43,14 @@ def test_the_curve_never_rises_and_starts_at_the_best_precision():
     np.testing.assert_allclose(helpers.pr_curve(HITS, points=11)[1], precision)  # a query without an answer is left out
 
 
+def test_the_curve_that_is_not_interpolated_may_rise_and_has_the_average_precision_as_area():
+    hits = np.array([[0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 1, 0]], bool)
+    levels, precision = helpers.pr_curve(hits[:1], points=4, interpolated=False)
+    np.testing.assert_allclose(precision, [0, 1 / 3, 2 / 4, 3 / 6])
+    precision = helpers.pr_curve(hits, points=601, interpolated=False)[1]
+    np.testing.assert_allclose(precision[1:].mean(), helpers.average_precision(hits).mean())
+
+
 def test_scores_of_a_perfect_and_of_a_random_ranking():
     random = np.random.default_rng(0)
     relevant = random.random((200, 300)) < 0.1

@@ -121,6 +121,18 @@ def test_a_result_is_drawn_with_its_reasons(pipe, index, shown):
     assert "image/png" in data and "Molecules found for “a ring”" in metadata["image/png"]["alt"]
 
 
+def test_the_legends_of_a_drawing_hold_no_sign_that_its_font_lacks(pipe, index, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(room, "show_grid", lambda smiles, legends, **said: drawn.extend(legends))
+    found = helpers.search("a fluorinated ring with a nitrile", 50, pipe, index)
+    found.show()
+    assert all(legend.isascii() for legend in drawn)
+    for legend, reasons in zip(drawn, found.why):
+        has, _, lacks = legend.partition("lacks ")
+        assert [name for name in reasons if name in lacks] == [name for name, holds in reasons.items() if not holds]
+        assert ("has " in has) == any(reasons.values())
+
+
 @pytest.mark.parametrize(
     "query, message",
     [

@@ -375,7 +375,7 @@ curve_answers = {"A": "good start", "B": "leak", "C": "chance", "D": "late start
 _CURVE_ADVICE = {
     "A": "A begins at 1 and falls to the base rate early: its first answers are right, and the rest is in no order",
     "B": "B has one right answer in front for every query, and from then on the precision drops to that of chance",
-    "C": "C lies at the share of right molecules everywhere, as an order without knowledge must",
+    "C": "C lies near the share of right molecules everywhere, as an order without knowledge must",
     "D": "D begins low and *rises* before it falls: wrong molecules stand in front of many right ones",
 }
 

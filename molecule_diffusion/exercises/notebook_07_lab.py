@@ -17,7 +17,7 @@ from molecule_diffusion.sentences import embed_sentences
 MINERS = ("hard", "semihard", "easy", "random")
 MINER_STEPS = 200
 MINER_SEEDS = (0, 1)
-MINER_GOAL = 0.42  # the reference has 0.434; random with margin 0.6 0.416, semi-hard with 0.2 0.410
+MINER_GOAL = 0.38  # with right ones spared and margin 0.2: 0.41 to 0.43; with none spared: at most 0.35
 
 miner_setting = {"miner": "hard", "margin": 0.2, "spare_right": True}
 
@@ -55,8 +55,6 @@ def _advice(miner, margin, spare_right):
         return " Right molecules of other captions are among those that are pushed away; spare them"
     if margin < 0.1:
         return " With so small a margin a lead of a hair's breadth is enough; ask for more"
-    if miner != "hard":
-        return " Now that right molecules are spared, the hardest of the others are really wrong: try them"
     return " Compare with another margin"
 
 
