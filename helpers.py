@@ -29,7 +29,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     search         molecules by a sentence: the index, the domain, what is found and why
     sampling       any number of molecules to a file
     benchmark      every shipped generator over several seeds: README's table
-    curve          every generator after so many minutes of training
+    curve          every generator after so many minutes of training on one core
     exercises/     the checks and the predictions: `checking`, `predicting`, then one file per notebook
     notebooks      set-up check; run and save a notebook; repeat a study
     cli            the command line, `python helpers.py --help`
@@ -174,6 +174,7 @@ from molecule_diffusion.recipes import RECIPES, Recipe, train
 from molecule_diffusion.drawing import COLOURS, show_figure, show_image
 from molecule_diffusion.viewers import (
     course_map,
+    show_diagram,
     show_filmstrip,
     show_graph,
     show_grid,
@@ -185,13 +186,15 @@ from molecule_diffusion.viewers import (
 )
 from molecule_diffusion.viewer_3d import show_3d
 from molecule_diffusion.search import build_index, molecule_index, search
+from molecule_diffusion.curve import curve_figure
 from molecule_diffusion.exercises.checking import checked, solved
 from molecule_diffusion.exercises.predicting import compare, predict
 from molecule_diffusion.exercises.notebook_00 import line_up
+from molecule_diffusion.exercises.notebook_03 import lettered_schedules
 from molecule_diffusion.exercises.notebook_05 import BRIEF
 from molecule_diffusion.exercises.notebook_06_lab import patient
 from molecule_diffusion.exercises.notebook_07 import example_curves
-from molecule_diffusion.notebooks import check_setup
+from molecule_diffusion.notebooks import check_setup, study_rows
 from molecule_diffusion.cli import main
 
 __all__ = """
@@ -223,17 +226,19 @@ load_pipeline
 OPEN_MODELS OpenModel draw_images load_open_model weights_in_cache
 RECIPES Recipe train
 COLOURS show_figure show_image
-course_map show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
+course_map show_diagram show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
 training_curve
 show_3d
+curve_figure
 build_index molecule_index search
 checked solved
 compare predict
 line_up
+lettered_schedules
 BRIEF
 patient
 example_curves
-check_setup
+check_setup study_rows
 main
 """.split()
 

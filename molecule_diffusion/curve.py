@@ -1,34 +1,74 @@
-"""How good each generator is after how many minutes of training, from random weights: data/results/curve.json."""
+"""How good each generator is after how many minutes of training on one core: data/results/curve.json.
+
+The work falls into jobs, one per model and seed, which several cores or machines can share: each job has a file of its
+own, data/training/curve_MODEL_SEED.json, and `merge_curve` puts together those that are there.
+"""
 
 import copy
 import itertools
+import os
+import time
 
 import torch
 
 from molecule_diffusion.checkpoints import machine
 from molecule_diffusion.drawing import COLOURS, figure_png
 from molecule_diffusion.evaluation import evaluate
-from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
+from molecule_diffusion.files import RESULTS, ROOT, TRAINING, atomic, read_json, write_json
 from molecule_diffusion.recipes import RECIPES, prepare_latent_diffusion
 from molecule_diffusion.training import fit
 
 CURVE = RESULTS / "curve.json"
+JOBS = TRAINING  # where each job keeps its rows
 FIGURE = ROOT / "figs" / "curve.png"
-MINUTES = (1, 2, 5, 10, 20, 60)
+MINUTES = (1, 2, 5, 10, 20)  # of one core
 MODELS = {"graph_ddpm": "orange", "pixel_ddpm": "blue", "gnn_ddpm": "green", "latent_diffusion": "red"}  # and colours
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 512  # on a CPU; the recipes' larger ones are for a GPU
 VAE_SHARE = 0.4  # of the minutes that latent diffusion has, its TokenVAE gets
 
 
-def make_curve(models=tuple(MODELS), minutes=MINUTES, seeds=SEEDS, num_molecules=2000):
-    """Train every model anew for each number of minutes and each seed, and score it; write the file and figs/curve.png.
+def make_curve(models=tuple(MODELS), seeds=SEEDS, minutes=MINUTES, num_molecules=2000, core=None):
+    """Run the jobs of these models and seeds one after the other, then merge all that are there.
 
-    Each training is whole: its learning rate falls to its end. All draw without restarts. Points that are there already
+    Args: core: the number of the core to keep to; None leaves the choice to the system. One thread calculates.
+    """
+    if core is not None:
+        _keep_to(core)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for seed, name in itertools.product(seeds, models):
+            run_job(name, seed, minutes, num_molecules)
+    finally:
+        torch.set_num_threads(threads)
+    merge_curve()
+
+
+def _keep_to(core):
+    """Let this process calculate on one core only. Raises: ValueError for a core that it may not use."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this system cannot keep a process to one core; leave --core out")
+    allowed = os.sched_getaffinity(0)
+    if core not in allowed:
+        raise ValueError(f"core {core}: expected one of {sorted(allowed)}")
+    os.sched_setaffinity(0, {core})
+
+
+def job_file(name, seed):
+    """Where the rows of one job stand."""
+    return JOBS / f"curve_{name}_{seed}.json"
+
+
+def run_job(name, seed, minutes=MINUTES, num_molecules=2000):
+    """Train a model anew for each number of minutes, with one seed, and score it; each row is written when it is made.
+
+    Each training is whole: its learning rate falls to its end. All draw without restarts. Rows that are there already
     are kept.
     """
-    rows = read_json(CURVE)["rows"] if CURVE.exists() else []
-    for seed, name, budget in itertools.product(seeds, models, minutes):
+    path = job_file(name, seed)
+    rows = read_json(path)["rows"] if path.exists() else []
+    for budget in minutes:
         key = {"model": name, "minutes": budget, "N": num_molecules, "seed": seed}
         if any(key.items() <= row.items() for row in rows):
             continue
@@ -37,15 +77,32 @@ def make_curve(models=tuple(MODELS), minutes=MINUTES, seeds=SEEDS, num_molecules
         score = evaluate(pipe(num_molecules, generator=torch.Generator().manual_seed(seed), restarts=[]))
         found = {metric: getattr(score, metric) for metric in ("valid", "unique", "novel", "fcd")}
         rows.append(key | {"steps": steps, "seconds": round(spent, 1)} | found)
-        write_json(CURVE, {"machine": machine(), "rows": rows})
+        write_json(path, {"machine": machine(), "rows": rows})
+
+
+def merge_curve():
+    """Write data/results/curve.json and figs/curve.png from the jobs' files. Raises: ValueError if there are none."""
+    contents = [read_json(job_file(name, seed)) for name, seed in _jobs_there()]
+    if not contents:
+        raise ValueError(f"no job of the curve has a row in {JOBS.name} yet; run `python helpers.py curve` first")
+    machines = dict.fromkeys(content["machine"] for content in contents)
+    rows = [row for content in contents for row in content["rows"]]
+    write_json(CURVE, {"machine": "; ".join(machines), "rows": rows})
     with atomic(FIGURE) as part:
         part.write_bytes(figure_png(curve_figure()))
 
 
-def train_for(name, seconds, seed=0):
-    """Train a model, and the VAE that it needs, from random weights in a given time.
+def _jobs_there():
+    """Model and seed of all jobs that have a file."""
+    for name in MODELS:
+        for path in sorted(JOBS.glob(f"curve_{name}_*.json")):
+            yield name, int(path.stem.rpartition("_")[2])
 
-    Returns: its pipeline, the number of its steps, and the seconds that all steps took, the VAE's among them.
+
+def train_for(name, seconds, seed=0):
+    """Train a model, and the VAE that it needs, from random weights in a given time of one core.
+
+    Returns: its pipeline, the number of its steps, and the CPU seconds that all steps took, the VAE's among them.
     """
     recipe = RECIPES[name]
     settings = recipe.settings | {"batch_size": BATCH_SIZE}
@@ -64,14 +121,24 @@ def train_for(name, seconds, seed=0):
 
 
 def _fit_for(made, settings, seconds, seed):
-    """Train as many steps as the time allows. Returns: the network, the number of steps, and the seconds they took."""
+    """Train as many steps as the time allows. Returns: the network, the number of steps, and their CPU seconds.
+
+    CPU seconds, not those of the clock: what else the core does meanwhile does not count.
+    """
     trial = dict(steps=20, batch_size=settings["batch_size"], learning_rate=1e-4, warmup=1, ema_decay=0.9)
-    _, history = fit(copy.deepcopy(made.network), made.loss, made.data, trial, seed)
-    steps = max(10, int(seconds / history[-1]["seconds"] * trial["steps"]))
+    _, trial_seconds = _timed_fit(copy.deepcopy(made.network), made, trial, seed)
+    steps = max(10, int(seconds / trial_seconds * trial["steps"]))
     changes = {"steps": steps, "warmup": min(settings["warmup"], steps // 10)}
     changes["ema_decay"] = min(settings["ema_decay"], 1 - 20 / max(steps, 40))
-    network, history = fit(made.network, made.loss, made.data, settings | changes, seed)
-    return network.cpu(), steps, history[-1]["seconds"]
+    network, spent = _timed_fit(made.network, made, settings | changes, seed)
+    return network.cpu(), steps, spent
+
+
+def _timed_fit(network, made, settings, seed):
+    """Train a network with the loss and the data of these ingredients. Returns: its average, and the CPU seconds."""
+    started = time.process_time()
+    network, _ = fit(network, made.loss, made.data, settings, seed)
+    return network, time.process_time() - started
 
 
 def curve_figure():
@@ -89,7 +156,7 @@ def curve_figure():
             colour = COLOURS[MODELS[name]]
             axes.plot(seeds.index, seeds["mean"], "o-", color=colour, label=name.replace("_", " "))
             axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=colour, alpha=0.2)
-        axes.set(xscale="log", xlabel="training minutes, from random weights", ylabel=label)
+        axes.set(xscale="log", xlabel="training minutes of one core, from random weights", ylabel=label)
         axes.set_xticks(table.minutes.unique(), table.minutes.unique())
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from molecule_diffusion.checkpoints import machine
 from molecule_diffusion.checks import quoted
-from molecule_diffusion.files import RESULTS, ROOT, atomic, read_json, write_json
+from molecule_diffusion.files import RESULTS, ROOT, TRAINING, atomic, read_json, write_json
 from molecule_diffusion.sentences import SENTENCE_INSTALL
 
 
@@ -156,6 +156,29 @@ def run_study(number, parts=()):
         results[part] = study[part]()
         results["machine"] = results.get("machine", {}) | {part: machine()}
         write_json(path, results)
+
+
+def study_rows(name, settings, make):
+    """The rows of a part of a study, one per setting, each kept as soon as it is made: a part that was stopped goes on.
+
+    Args:
+        name: of the file in data/training that keeps them, such as "03_targets"; delete it to begin anew.
+        settings: list of dicts, as JSON can hold them, such as {"steps": 1000, "seed": 0}.
+        make: function (**setting) -> dict of what was found.
+
+    Returns: list of dicts, each a setting and what was found with it.
+    """
+    path = TRAINING / f"{name}.json"
+    kept = read_json(path) if path.exists() else []
+    rows = []
+    for setting in settings:
+        row = next((row for row in kept if setting.items() <= row.items()), None)
+        if row is None:
+            row = setting | make(**setting)
+            kept.append(row)
+            write_json(path, kept)
+        rows.append(row)
+    return rows
 
 
 def _study_cells(number):

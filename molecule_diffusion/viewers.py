@@ -301,9 +301,6 @@ def training_curve(name):
 
 def course_map():
     """The map of the course as a matplotlib figure: what each notebook makes and what the next one takes from it."""
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import FancyBboxPatch
-
     stations = {
         "01": ("QM9", "molecules as tensors", 0, 0.5, "blue"),
         "02": ("GraphVAE", "graph → latent → graph", 1, 1, "green"),
@@ -313,18 +310,54 @@ def course_map():
         "06": ("inference", "what each knob costs", 2, 0, "sky"),
         "07": ("retrieval", "molecules put to work", 3, 0, "yellow"),
     }
-    fig, axes = plt.subplots(figsize=(11, 3))
-    arrows = ("01 02", "01 03", "02 04", "04 05", "03 06", "04 06", "05 06", "06 07")
+    boxes = {
+        number: (f"{number}  {title}\n{text}", x, -y, colour)
+        for number, (title, text, x, y, colour) in stations.items()
+    }
+    return _boxes_and_arrows(boxes, ("01 02", "01 03", "02 04", "04 05", "03 06", "04 06", "05 06", "06 07"))
+
+
+def show_diagram(boxes, arrows, alt, caption=None):
+    """A drawing of boxes and arrows, such as the layers of a network, in the style of the course's map.
+
+    Args:
+        boxes: dict name -> (text, column, row, colour): the text's first line is its title, rows are counted downwards
+            and need not be whole numbers, colour is a key of COLOURS.
+        arrows: texts of two names, such as "input layer".
+        alt: what it shows, for those who cannot see it.
+
+    Raises: ValueError for an arrow from or to a box that there is not, or a colour that there is not.
+    """
+    for text in arrows:
+        if unknown := sorted(set(text.split()) - boxes.keys()):
+            raise ValueError(f"the arrow {quoted(text)} names {quoted(unknown[0])}: expected {', '.join(boxes)}")
+    for name, (_, _, _, colour) in boxes.items():
+        if colour not in COLOURS:
+            raise ValueError(f"the box {quoted(name)} is {quoted(colour)}: expected one of {', '.join(COLOURS)}")
+    show_figure(_boxes_and_arrows(boxes, arrows), alt, caption)
+
+
+def _boxes_and_arrows(boxes, arrows):
+    """What `show_diagram` shows, as a matplotlib figure."""
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import FancyBboxPatch
+
+    columns = [column for _, column, _, _ in boxes.values()]
+    rows = [row for _, _, row, _ in boxes.values()]
+    wide, high = max(columns) - min(columns) + 0.9, max(rows) - min(rows) + 0.6
+    fig, axes = plt.subplots(figsize=(3.1 * wide, 1.9 * high))
     for start, end in map(str.split, arrows):
-        middle, target = stations[start][2:4], stations[end][2:4]
+        middle, target = ((column, -row) for _, column, row, _ in (boxes[start], boxes[end]))
         style = dict(arrowstyle="-|>", color="#777777", shrinkA=0, shrinkB=0, lw=1.5)
         axes.annotate("", _edge_of_box(middle, target), middle, arrowprops=style)
-    for number, (title, text, x, y, colour) in stations.items():
+    for text, column, row, colour in boxes.values():
+        title, _, below = text.partition("\n")
         look = dict(boxstyle="round,pad=0.02", fc="white", ec=COLOURS[colour], lw=2.5, zorder=3)
-        axes.add_patch(FancyBboxPatch((x - 0.36, y - 0.2), 0.72, 0.4, **look))
-        axes.text(x, y + 0.07, f"{number}  {title}", ha="center", va="center", fontsize=11, weight="bold", zorder=4)
-        axes.text(x, y - 0.1, text, ha="center", va="center", fontsize=9, zorder=4)
-    axes.set(xlim=(-0.45, 3.45), ylim=(-0.3, 1.3))
+        axes.add_patch(FancyBboxPatch((column - 0.36, -row - 0.2), 0.72, 0.4, **look))
+        place = dict(ha="center", va="center", zorder=4)
+        axes.text(column, -row + (0.09 if below else 0), title, fontsize=10, weight="bold", **place)
+        axes.text(column, -row - 0.07, below, fontsize=8.5, **place)
+    axes.set(xlim=(min(columns) - 0.45, max(columns) + 0.45), ylim=(-max(rows) - 0.3, -min(rows) + 0.3))
     axes.axis("off")
     return fig
 

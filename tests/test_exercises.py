@@ -141,10 +141,6 @@ def slerp_without_lengths(a, b, share):
     return (torch.sin((1 - share) * theta) * a + torch.sin(share * theta) * b) / torch.sin(theta)
 
 
-def off_diagonal(matrix):
-    return matrix * (1 - torch.eye(9))
-
-
 def posterior(x_0, x_t, t, betas, divide=True):
     alpha_bar = (1 - betas).cumprod(0)
     before = alpha_bar[t - 1] if t else torch.ones(())
@@ -276,14 +272,6 @@ WRONG = {
         (lambda x, t, eps, ab: helpers.q_sample(eps, t, x, ab), "exchanged"),
         (lambda x, t, eps, ab: ab[t].sqrt() * x + (1 - ab[t]).sqrt() * eps, "add an axis"),
         (lambda x, t, eps, ab: helpers.q_sample(x.flatten(1), t, eps.flatten(1), ab), r"x_0 of shape \(2, 9, 9\)"),
-    ],
-    "03.3": [
-        (lambda noise: noise, "not symmetric"),
-        (lambda noise: noise + noise.mT, "diagonal is not zero"),
-        (lambda noise: off_diagonal(noise + noise.mT) / 2, "variance off the diagonal is 0.5"),
-        (lambda noise: off_diagonal(noise + noise.mT), "variance off the diagonal is 2"),
-        (lambda noise: off_diagonal(noise[:, :1, :1].expand(-1, 9, 9)), "each pair needs its own draw"),
-        (lambda noise: noise[0], "expected a tensor of shape"),
     ],
     "03.4": [
         (lambda steps: torch.linspace(1e-4, 0.02, steps), "still signal"),

@@ -205,3 +205,27 @@ def test_a_notebook_without_a_study_is_explained(write_study):
     write_study(new_code_cell("1 + 1"), new_markdown_cell("study"))
     with pytest.raises(ValueError, match="no study in notebook '77'"):
         notebooks.run_study("77")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows of a study
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_were_made_are_kept_when_a_study_stops(monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "TRAINING", tmp_path)
+    made = []
+
+    def make(steps, seed):
+        made.append((steps, seed))
+        if made == [(10, 0), (10, 1)]:
+            raise KeyboardInterrupt
+        return {"valid": steps + seed}
+
+    settings = [{"steps": 10, "seed": seed} for seed in (0, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        helpers.study_rows("77_tiny", settings, make)
+    rows = helpers.study_rows("77_tiny", settings, make)
+    assert made == [(10, 0), (10, 1), (10, 1)]
+    assert rows == [{"steps": 10, "seed": 0, "valid": 10}, {"steps": 10, "seed": 1, "valid": 11}]
+    assert helpers.study_rows("77_tiny", settings[1:], make) == rows[1:]  # only those that are asked for

@@ -257,3 +257,23 @@ def test_more_wrong_pictures_are_explained(shown, show, message):
 def test_a_map_needs_numbers(points, values):
     with pytest.raises(ValueError, match="(points|values) of show_map: expected finite numbers, got"):
         helpers.show_map(np.full((2, 2), points), np.array([values] * 2), ["C", "CC"], "value")
+
+
+BOXES = {"a": ("input\n189 numbers", 0, 0, "blue"), "b": ("layer", 1, 0, "orange"), "c": ("time", 0, 1, "green")}
+
+
+def test_a_diagram(shown):
+    helpers.show_diagram(BOXES, ["a b", "c b"], "Input and time go into a layer.", "One layer.")
+    check_picture(*shown[0], alt="Input and time go into a layer.")
+
+
+@pytest.mark.parametrize(
+    "boxes, arrows, message",
+    [
+        (BOXES, ["a d"], "the arrow 'a d' names 'd': expected a, b, c"),
+        ({"a": ("x", 0, 0, "pink")}, [], "the box 'a' is 'pink': expected one of blue, orange"),
+    ],
+)
+def test_a_diagram_of_what_there_is_not(boxes, arrows, message):
+    with pytest.raises(ValueError, match=message):
+        helpers.show_diagram(boxes, arrows, "nothing")

@@ -1,6 +1,7 @@
 """Wrong answers to the longer exercises of notebook 03, each with words that answer it; `test_exercises` tries them."""
 
 import torch
+from torch.nn import functional as F
 
 import helpers
 from molecule_diffusion.exercises import notebook_03
@@ -17,7 +18,107 @@ def early_end(steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.6: the sampler that explodes
+# 03.3: reading schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def faults(**changes):
+    return notebook_03.FAULTS | changes
+
+
+FAULTS = [
+    ({"A": ..., "B": ..., "C": ..., "D": ...}, "no answer yet for A, B, C, D"),
+    (faults(A="fine"), "A is not “fine”: more than two fifths of its steps"),
+    (faults(B="fine"), "B is not “fine”: look at its last step"),
+    (faults(C="signal left"), "C is not “signal left”: it ends near 0"),
+    (faults(D="nothing to learn at the noisy end"), "D is not .* above 0.95"),
+    (faults(B="something"), "B: 'something' is none of fine, nothing to learn at the clean end"),
+    (faults(E="fine"), "there is no schedule 'E'"),
+    (["fine"], "a dictionary was expected"),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.6: the loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def loss(
+    jump=helpers.q_sample,
+    share=2,
+    first=None,
+    read=lambda guess, half: guess,
+    scale=lambda nats, atoms, pairs, batch: nats / batch,
+    reduction="sum",
+    told=lambda logits: logits,
+):
+    """The right loss with one thing changed, as an answer."""
+
+    def answer(model, x_0, t, eps, alpha_bar):
+        x_t = jump(x_0, t, eps, alpha_bar)
+        half = len(x_0) // share
+        guess = torch.zeros_like(x_0)
+        with torch.no_grad():
+            guess[:half] = helpers.expected_graph(model(x_t[:half], t[:half], first))
+        parts = helpers.split_vector(model(x_t, t, read(guess, half)))
+        nats = []
+        for part, true in zip(parts, helpers.split_vector(x_0)):
+            wanted = true.argmax(-1).flatten()
+            nats.append(F.cross_entropy(told(part.flatten(0, 1)), wanted, reduction=reduction))
+        return scale(sum(nats), *nats, len(x_0))
+
+    return answer
+
+
+def one_call(model, x_0, t, eps, alpha_bar):
+    x_t = helpers.q_sample(x_0, t, eps, alpha_bar)
+    told = helpers.split_vector(model(x_t, t, None))
+    true = helpers.split_vector(x_0)
+    nats = [F.cross_entropy(a.flatten(0, 1), b.argmax(-1).flatten(), reduction="sum") for a, b in zip(told, true)]
+    return sum(nats) / len(x_0)
+
+
+def with_gradients(model, x_0, t, eps, alpha_bar):
+    x_t = helpers.q_sample(x_0, t, eps, alpha_bar)
+    half = len(x_0) // 2
+    first = helpers.expected_graph(model(x_t[:half], t[:half], None))
+    guess = torch.cat([first, torch.zeros_like(x_0[half:])])
+    return model(x_t, t, guess).square().mean()
+
+
+def without_any(*given):
+    with torch.no_grad():
+        return notebook_03.graph_loss(*given)
+
+
+def squared(model, x_0, t, eps, alpha_bar):
+    x_t = helpers.q_sample(x_0, t, eps, alpha_bar)
+    guess = torch.zeros_like(x_0)
+    with torch.no_grad():
+        guess[:3] = helpers.expected_graph(model(x_t[:3], t[:3], None))
+    return (helpers.expected_graph(model(x_t, t, guess)) - x_0).square().sum(1).mean()
+
+
+LOSSES = [
+    (loss(scale=lambda nats, atoms, pairs, batch: nats), "divide by the number of molecules"),
+    (loss(reduction="mean", scale=lambda nats, atoms, pairs, batch: nats), "a mean over all entries"),
+    (loss(scale=lambda nats, atoms, pairs, batch: atoms / batch), "the pairs are missing"),
+    (loss(scale=lambda nats, atoms, pairs, batch: pairs / batch), "the atoms are missing"),
+    (loss(scale=lambda nats, atoms, pairs, batch: -nats / batch), "the sign"),
+    (loss(told=lambda logits: logits.softmax(-1)), "softmax is taken twice"),
+    (loss(jump=lambda x_0, t, eps, alpha_bar: x_0), "shown the clean graph itself"),
+    (loss(jump=lambda x_0, t, eps, alpha_bar: x_0 + eps), "not the jump of exercise 03.2"),
+    (loss(share=1), "first call was for 6 of 6 molecules"),
+    (loss(read=lambda guess, half: None), "made and not read"),
+    (loss(read=lambda guess, half: guess.roll(half, 0)), "second half of the batch must read zeros"),
+    (loss(read=lambda guess, half: guess.sign()), "the expected one-hot"),
+    (one_call, "called 1 times"),
+    (with_gradients, "made with gradients"),
+    (without_any, "carries no gradient|with gradients"),
+    (squared, "this is a squared error"),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.7: the sampler that explodes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +172,7 @@ EXPLODING = [
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.7: a layer that knows no order
+# 03.8: a layer that knows no order
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -123,80 +224,4 @@ LAYERS = [
     (ignores_pairs, "the atoms' new states: expected"),
 ]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 03.8: what message passing can tell apart
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def colouring(hear=None, own=True, shared=True, compare=sorted, atoms=True, first_round=0):
-    """The right search with one thing changed, as an answer."""
-
-    def answer(one, other, rounds):
-        graphs = [one, other]
-        colours = [[int(atom) if atoms else 0 for atom in graph[0]] for graph in graphs]
-        for k in range(rounds + 1):
-            if k >= first_round and compare(colours[0]) != compare(colours[1]):
-                return k
-            names, renewed = {}, []
-            for (_, bonds), old in zip(graphs, colours):
-                if not shared:
-                    names = {}
-                seen = [(old[i] if own else 0, hear_of(i, bonds, old)) for i in range(len(old))]
-                renewed.append([names.setdefault(what, len(names)) for what in seen])
-            colours = renewed
-        return -1
-
-    def hear_of(i, bonds, old):
-        heard = [(int(bonds[i][j]), old[j]) for j in range(len(old)) if bonds[i][j] > 0]
-        return tuple(sorted(heard)) if hear is None else hear(heard)
-
-    return answer
-
-
-def a_set(heard):
-    return tuple(sorted(set(heard)))
-
-
-def no_bonds(heard):
-    return tuple(sorted(colour for _, colour in heard))
-
-
-def one_late(one, other, rounds):
-    found = notebook_03.told_apart(one, other, rounds)
-    return found + 1 if found >= 0 else found
-
-
-def yes_or_no(one, other, rounds):
-    return notebook_03.told_apart(one, other, rounds) >= 0
-
-
-def looks_at_rings(one, other, rounds):
-    """Right, and more than a message can tell: whether all atoms can be reached from the first one."""
-    found = notebook_03.told_apart(one, other, rounds)
-    if found >= 0:
-        return found
-    reached = []
-    for _, bonds in (one, other):
-        ways = torch.linalg.matrix_power(torch.from_numpy(bonds > 0).double() + torch.eye(len(bonds)), 9)
-        reached.append(int((ways[0] > 0).sum()))
-    return rounds if reached[0] != reached[1] else -1
-
-
-COLOURS = [
-    (colouring(hear=a_set), "a ring of three carbons: expected 1.*a set would forget"),
-    (colouring(hear=no_bonds), "C=C-C-C.*the class of its bond"),
-    (colouring(hear=tuple), "written from either end|two triangles"),
-    (colouring(hear=len), "the class of its bond"),
-    (colouring(own=False), "holds its own old one"),
-    (colouring(shared=False), "one dictionary of names per round"),
-    (colouring(compare=list), "renumbered: expected 1, got 0"),
-    (colouring(compare=set), "C-C-O and C-O-O: expected 0, got 1"),
-    (colouring(atoms=False), "C-C-O and C-O-O: expected 0"),
-    (colouring(first_round=1), "C-C-O and C-O-O: expected 0"),
-    (one_late, "C-C-O and C-O-O: expected 0, got 1"),
-    (yes_or_no, "return a whole number"),
-    (lambda one, other, rounds: notebook_03.told_apart(one, other, 9), "only one round was allowed"),
-    (looks_at_rings, "two triangles and a ring of six: expected -1"),
-]
-
-WRONG = {"03.6": EXPLODING, "03.7": LAYERS, "03.8": COLOURS}
+WRONG = {"03.3": FAULTS, "03.6": LOSSES, "03.7": EXPLODING, "03.8": LAYERS}

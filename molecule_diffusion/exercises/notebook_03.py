@@ -2,10 +2,24 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from molecule_diffusion.chemistry import PAIRS
+from molecule_diffusion.encodings import expected_graph, split_vector
 from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_pair, expect_something
+from molecule_diffusion.exercises.predicting import Name, Number, Ranking, prediction
 from molecule_diffusion.schedules import alpha_bars, cosine_betas, posterior_mean, q_sample
+
+NETWORKS = ("MLP", "U-Net", "graph network")
+prediction("03.p1", Number("steps", lowest=0, highest=999))
+prediction("03.p2", Number("visible rivals that win", lowest=0, highest=66))
+prediction("03.p3", Number("of the draws", lowest=0, highest=1))
+prediction("03.p4", Number("of the numbers are +1", lowest=0, highest=1))
+prediction("03.p5", Ranking(("ε", "v", "x₀", "classes")))
+prediction("03.p6", Number("points of validity", lowest=-100, highest=100))
+prediction("03.p7", Name(NETWORKS))
+prediction("03.p8", Name(NETWORKS))
+prediction("03.p9", Number("of the mistakes", lowest=0, highest=1))
+prediction("03.p10", Number("of the valid ones", lowest=0, highest=1))
 
 
 @exercise("03.1", alpha_bars)
@@ -40,33 +54,55 @@ def _check_q_sample(answer):
     expect(answer(x_0, t, eps, alpha_bar), q_sample(x_0, t, eps, alpha_bar), "x_0 of shape (2, 9, 9)")
 
 
-def symmetric_noise(noise):
-    """Symmetric noise of variance 1 off the diagonal, 0 on it: the upper half, mirrored. Shapes: (..., 9, 9), same."""
-    upper = noise.triu(1)
-    return upper + upper.transpose(-1, -2)
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.3: reading schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "A": "nothing to learn at the noisy end",
+    "B": "signal left",
+    "C": "fine",
+    "D": "nothing to learn at the clean end",
+}
+_READ = {  # what the figure shows of each
+    "A": "more than two fifths of its steps have ᾱ below 0.05, and it ends near 0",
+    "B": "look at its last step: what is ᾱ there, and where does sampling begin",
+    "C": "it ends near 0, and at neither end it spends more than a sixth of its steps",
+    "D": "more than half of its steps have ᾱ above 0.95, and it ends near 0",
+}
 
 
-@exercise("03.3", symmetric_noise)
-def _check_symmetric_noise(answer):
-    noise = torch.randn(2000, 9, 9, generator=torch.Generator().manual_seed(0))
-    got = answer(noise.clone())
-    expect_something(got)
-    if not torch.is_tensor(got) or got.shape != noise.shape:
-        raise WrongAnswer(f"expected a tensor of shape (2000, 9, 9), got {getattr(got, 'shape', type(got).__name__)}")
-    if not torch.equal(got, got.transpose(1, 2)):
-        raise WrongAnswer("entry [i, j] differs from entry [j, i]: not symmetric")
-    if got.diagonal(dim1=1, dim2=2).any():
-        raise WrongAnswer("the diagonal is not zero: no atom is bonded to itself")
-    off = got[:, PAIRS[0], PAIRS[1]]
-    if abs(np.corrcoef(off[:, :8].T)[np.triu_indices(8, 1)]).max() > 0.1:
-        raise WrongAnswer("different pairs got the same noise; each pair needs its own draw")
-    if abs(off.mean()) > 0.02:
-        raise WrongAnswer(f"the mean off the diagonal is {off.mean():.2f}; noise has mean 0")
-    if abs(off.var() - 1) > 0.03:
-        raise WrongAnswer(
-            f"the variance off the diagonal is {off.var():.2f}; the schedule expects 1. A mean of two draws has ½, "
-            "their sum 2"
-        )
+def lettered_schedules(steps=1000):
+    """The β of the four schedules of exercise 03.3, of which three have a fault. Returns: dict of (steps,)."""
+    share = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    kept = {
+        "A": torch.exp(-0.1 * share - 9.95 * share**2),
+        "B": torch.exp(-2.3 * share**2),
+        "C": torch.cos(share * 1.5607) ** 2,
+        "D": torch.cos((0.03 * share + 0.97 * share**5) * 1.5607) ** 2,
+    }
+    one = torch.ones(1, dtype=torch.float64)
+    return {name: 1 - left / torch.cat([one, left[:-1]]) for name, left in kept.items()}
+
+
+@exercise("03.3", FAULTS)
+def _check_faults(answer):
+    if not isinstance(answer, dict):
+        raise WrongAnswer(f"a dictionary was expected, {type(answer).__name__} came")
+    if open_ones := [name for name in FAULTS if answer.get(name) in (None, ...)]:
+        raise WrongAnswer(f"there is no answer yet for {', '.join(open_ones)}. Replace the `...`")
+    if extra := sorted(map(str, answer.keys() - FAULTS.keys())):
+        raise WrongAnswer(f"there is no schedule {extra[0]!r}")
+    for name, right in FAULTS.items():
+        if answer[name] not in FAULTS.values():
+            raise WrongAnswer(f"{name}: {answer[name]!r} is none of {', '.join(sorted(FAULTS.values()))}")
+        if answer[name] != right:
+            raise WrongAnswer(f"{name} is not “{answer[name]}”: {_READ[name]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.4: a schedule of one's own
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def my_betas(steps):
@@ -136,7 +172,112 @@ def _check_posterior_mean(answer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.6: the sampler that explodes
+# 03.6: the loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def graph_loss(model, x_0, t, eps, alpha_bar):
+    """Nats per molecule that the clean graph costs, given the noisy one; half of the batch also reads a first guess.
+
+    Args: model: function (x_t, t, guess) -> logits (B, 189), guess None or (B, 189); x_0, eps (B, 189); t (B,).
+    """
+    x_t = q_sample(x_0, t, eps, alpha_bar)
+    half = len(x_0) // 2
+    guess = torch.zeros_like(x_0)
+    with torch.no_grad():
+        guess[:half] = expected_graph(model(x_t[:half], t[:half], None))
+    logits = split_vector(model(x_t, t, guess))
+    nats = 0
+    for told, true in zip(logits, split_vector(x_0)):
+        classes = true.argmax(-1)
+        nats = nats + F.cross_entropy(told.flatten(0, 1), classes.flatten(), reduction="sum")
+    return nats / len(x_0)
+
+
+class _WatchedNetwork(torch.nn.Module):
+    """A small network that notes what it is given, and whether gradients are kept."""
+
+    def __init__(self):
+        super().__init__()
+        weights = torch.randn(3, 189, generator=torch.Generator().manual_seed(1))
+        self.weights = torch.nn.Parameter(weights)
+        self.calls = []
+
+    def forward(self, x_t, t, guess=None):
+        self.calls.append((x_t.detach().clone(), t, guess if guess is None else guess.detach().clone()))
+        self.calls[-1] += (torch.is_grad_enabled(),)
+        read = x_t * self.weights[0] + t[:, None] / 1000 * self.weights[1]
+        return read if guess is None else read + guess * self.weights[2]
+
+
+@exercise("03.6", graph_loss)
+def _check_graph_loss(answer):
+    draw = torch.Generator().manual_seed(0)
+    classes = [torch.randint(5, (6, 9), generator=draw), torch.randint(4, (6, 36), generator=draw)]
+    parts = [2.0 * F.one_hot(part, size) - 1 for part, size in zip(classes, (5, 4))]
+    x_0 = torch.cat([part.flatten(1) for part in parts], 1)
+    t, eps = torch.tensor([0, 1, 2, 2, 1, 0]), torch.randn(6, 189, generator=draw)
+    alpha_bar = torch.tensor([0.9, 0.5, 0.1])
+    network = _WatchedNetwork()
+    got = answer(network, x_0.clone(), t, eps.clone(), alpha_bar)
+    expect_something(got)
+    if not torch.is_tensor(got) or got.shape != ():
+        raise WrongAnswer(f"return one number, a tensor of shape (); {getattr(got, 'shape', type(got).__name__)} came")
+    _expect_two_calls(network.calls, x_0, t, q_sample(x_0, t, eps, alpha_bar), eps)
+    right = graph_loss(_WatchedNetwork(), x_0, t, eps, alpha_bar).item()
+    logits = _WatchedNetwork()(*network.calls[-1][:3])
+    told = [part.flatten(0, 1) for part in split_vector(logits)]
+    true = [part.flatten() for part in classes]
+    each = [F.cross_entropy(*pair, reduction="sum").item() for pair in zip(told, true)]
+    twice = [F.cross_entropy(part.softmax(-1), wanted, reduction="sum").item() for part, wanted in zip(told, true)]
+    hints = [
+        (sum(each), "this is the sum over the batch; divide by the number of molecules"),
+        (
+            each[0] / 54 + each[1] / 216,
+            "a mean over all entries: add up the nats of a molecule, and average over molecules",
+        ),
+        (each[0] / 6, "only the atoms are counted; the pairs are missing"),
+        (each[1] / 6, "only the pairs are counted; the atoms are missing"),
+        (sum(twice) / 6, "softmax is taken twice: `F.cross_entropy` wants the logits"),
+        ((expected_graph(logits) - x_0).square().sum(1).mean().item(), "this is a squared error"),
+        ((logits - x_0).square().mean().item(), "this is a squared error, and of the logits"),
+        (-right, "the sign: nats are minus the logarithm of a probability"),
+    ]
+    expect(got.detach(), right, "a batch of six graphs", hints)
+    if not got.requires_grad:
+        raise WrongAnswer(
+            "the result carries no gradient, so nothing could be learned: only the *first* call is without"
+        )
+
+
+def _expect_two_calls(calls, x_0, t, x_t, eps):
+    """Raise WrongAnswer unless the network was asked for a first guess of half of the batch, and then for all of it."""
+    for read, _, _, _ in calls:
+        if read.shape[1:] == x_0.shape[1:] and _alike(read, x_0[: len(read)]):
+            raise WrongAnswer("the network was shown the clean graph itself; it must see x_t")
+    if len(calls) != 2:
+        raise WrongAnswer(f"the network was called {len(calls)} times; two calls are needed: for a guess, then with it")
+    (first, first_t, no_guess, kept), (second, second_t, guess, learned) = calls
+    if len(first) != len(x_0) // 2:
+        raise WrongAnswer(f"the first call was for {len(first)} of {len(x_0)} molecules; half of them make a guess")
+    if not _alike(first, x_t[: len(first)]) or not _alike(second, x_t):
+        raise WrongAnswer("x_t is not the jump of exercise 03.2 from x_0 with these t and eps")
+    if not torch.equal(first_t, t[: len(first)]) or not torch.equal(second_t, t):
+        raise WrongAnswer("each molecule goes with its own t, in both calls")
+    if no_guess is not None and no_guess.any():
+        raise WrongAnswer("in the first call there is no guess yet: give None")
+    if kept:
+        raise WrongAnswer("the first guess was made with gradients; put it under `torch.no_grad()`")
+    if guess is None or not guess.any():
+        raise WrongAnswer("the guess was made and not read: give it to the second call")
+    if guess[len(first) :].any():
+        raise WrongAnswer("the second half of the batch must read zeros, as at the first step of sampling")
+    if not _alike(guess[: len(first)], expected_graph(_WatchedNetwork()(first, first_t)).detach()):
+        raise WrongAnswer("the guess is the expected one-hot, between -1 and 1: `helpers.expected_graph` of the logits")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.7: the sampler that explodes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +316,7 @@ class _KnownNetwork:
         return (x - a * x_0) / s + self.error
 
 
-@exercise("03.6", draw_with_eps)
+@exercise("03.7", draw_with_eps)
 def _check_draw_with_eps(answer):
     alpha_bar = alpha_bars(cosine_betas(1000))
     timesteps = torch.arange(19, 1000, 20)
@@ -218,7 +359,7 @@ def _expect_calm(sizes, steps, what):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.7: a layer that knows no order
+# 03.8: a layer that knows no order
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +444,7 @@ _LAYER_MISTAKES = [
 ]
 
 
-@exercise("03.7", graph_layer)
+@exercise("03.8", graph_layer)
 def _check_graph_layer(answer):
     draw = torch.Generator().manual_seed(0)
     shapes = {"h": (4, 3), "e": (4, 4, 2), "pair": (8, 2), "gate": (2, 3), "value": (3, 3)}
@@ -322,144 +463,3 @@ def _check_graph_layer(answer):
 
 def _alike(got, wrong):
     return torch.is_tensor(got) and got.shape == wrong.shape and torch.allclose(got, wrong)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 03.8: what message passing can tell apart
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def told_apart(one, other, rounds):
-    """After how many rounds of Weisfeiler and Leman's colours two graphs differ; -1 if they do not in these rounds.
-
-    Args: one, other: graphs with equally many atoms, (atoms, bonds): classes (n,) and bond classes (n, n).
-    """
-    graphs = [one, other]
-    colours = [[int(atom) for atom in atoms] for atoms, _ in graphs]
-    for k in range(rounds + 1):
-        if sorted(colours[0]) != sorted(colours[1]):
-            return k
-        names = {}
-        renewed = []
-        for (_, bonds), old in zip(graphs, colours):
-            seen = []
-            for i in range(len(old)):
-                heard = [(int(bonds[i][j]), old[j]) for j in range(len(old)) if bonds[i][j] > 0]
-                seen.append((old[i], tuple(sorted(heard))))
-            renewed.append([names.setdefault(what, len(names)) for what in seen])
-        colours = renewed
-    return -1
-
-
-def _graph(atoms, *bonds):
-    """A graph from its atoms' classes and its bonds (i, j) or (i, j, class)."""
-    matrix = np.zeros((len(atoms), len(atoms)), np.int8)
-    for i, j, *kind in bonds:
-        matrix[i, j] = matrix[j, i] = kind[0] if kind else 1
-    return np.array(atoms, np.int8), matrix
-
-
-def _chain(n, *more):
-    return _graph([0] * n, *((i, i + 1) for i in range(n - 1 - len(more))), *more)
-
-
-def _ring(n, first=0):
-    return [(first + i, first + (i + 1) % n) for i in range(n)]
-
-
-_PAIRS_OF_GRAPHS = [  # name, two graphs, rounds, the right number, what a wrong one may mean
-    (
-        "C-C-O and C-O-O",
-        (_graph([0, 0, 2], (0, 1), (1, 2)), _graph([0, 2, 2], (0, 1), (1, 2))),
-        5,
-        0,
-        "their atoms differ in number before any message is sent: compare the colours before the first round, too",
-    ),
-    (
-        "a chain and a ring of three carbons",
-        (_chain(3), _graph([0] * 3, *_ring(3))),
-        5,
-        1,
-        "in a ring each atom hears two neighbours of one colour, at a chain's end only one: a set would forget that",
-    ),
-    (
-        "butane and isobutane",
-        (_chain(4), _graph([0] * 4, (0, 1), (0, 2), (0, 3))),
-        5,
-        1,
-        "isobutane's middle hears three neighbours, so the first round tells them apart",
-    ),
-    (
-        "a ring of four and four carbons that are all joined",
-        (_graph([0] * 4, *_ring(4)), _graph([0] * 4, *_ring(4), (0, 2), (1, 3))),
-        5,
-        1,
-        "new names must mean the same in both graphs: use one dictionary of names per round for both",
-    ),
-    (
-        "C=C-C-C and C-C=C-C",
-        (
-            _graph([0] * 4, (0, 1, 2), (1, 2), (2, 3)),
-            _graph([0] * 4, (0, 1), (1, 2, 2), (2, 3)),
-        ),
-        5,
-        1,
-        "a message carries the class of its bond, too",
-    ),
-    (
-        "C-C-O-C-C and C-C-C-C-O with its atoms renumbered",
-        (_graph([0, 0, 2, 0, 0], *_ring(5)[:4]), _graph([2, 0, 0, 0, 0], *_ring(5)[:4])),
-        5,
-        1,
-        "O has two neighbours in one of them and one in the other",
-    ),
-    (
-        "C-O-C-C-O and C-C-C-O-O",
-        (_graph([0, 2, 0, 0, 2], *_ring(5)[:4]), _graph([0, 0, 0, 2, 2], *_ring(5)[:4])),
-        5,
-        1,
-        "an atom's new colour holds its own old one, too, not only what it hears",
-    ),
-    (
-        "2- and 3-methylpentane",
-        (_chain(6, (1, 5)), _chain(6, (2, 5))),
-        5,
-        2,
-        "both have three ends, two middles and one branch, so one round is not enough; two are",
-    ),
-    (
-        "2- and 3-methylpentane, in one round",
-        (_chain(6, (1, 5)), _chain(6, (2, 5))),
-        1,
-        -1,
-        "only one round was allowed",
-    ),
-    (
-        "propanol, written from either end",
-        (_graph([0, 0, 0, 2], *_ring(4)[:3]), _graph([2, 0, 0, 0], *_ring(4)[:3])),
-        5,
-        -1,
-        "it is the same molecule: compare the *sorted* colours, and sort what an atom hears",
-    ),
-    (
-        "two triangles and a ring of six",
-        (_graph([0] * 6, *_ring(3), *_ring(3, 3)), _graph([0] * 6, *_ring(6))),
-        20,
-        -1,
-        "every atom hears two neighbours of its own colour, in every round. Bonds alone may be looked at",
-    ),
-]
-
-
-@exercise("03.8", told_apart)
-def _check_told_apart(answer):
-    for name, (one, other), rounds, right, meaning in _PAIRS_OF_GRAPHS:
-        copies = [tuple(part.copy() for part in graph) for graph in (one, other)]
-        got = answer(*copies, rounds)
-        expect_something(got)
-        if isinstance(got, bool) or not isinstance(got, (int, np.integer)):
-            raise WrongAnswer(f"return a whole number, the round in which they differ, or -1; {got!r} came")
-        if got != right:
-            raise WrongAnswer(f"{name}: expected {right}, got {got}; {meaning}")
-        if any((copy[1] != graph[1]).any() for copy, graph in zip(copies, (one, other))):
-            raise WrongAnswer("the caller's bonds were changed; work on copies")
