@@ -25,6 +25,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     recipes        one `Recipe` per checkpoint, and `train`
     drawing        colours, the drawing of molecules, captions
     viewers        grids, graphs, film strips, maps, histograms, curves
+    study_pictures  rows of a study with their seeds; latent diffusion as a picture
     viewer_3d      molecules to turn
     search         molecules by a sentence: the index, the domain, what is found and why
     sampling       any number of molecules to a file
@@ -184,6 +185,7 @@ from molecule_diffusion.viewers import (
     show_properties,
     training_curve,
 )
+from molecule_diffusion.study_pictures import show_seeds, show_two_stages
 from molecule_diffusion.viewer_3d import show_3d
 from molecule_diffusion.search import build_index, molecule_index, search
 from molecule_diffusion.curve import curve_figure
@@ -191,6 +193,7 @@ from molecule_diffusion.exercises.checking import checked, solved
 from molecule_diffusion.exercises.predicting import compare, predict
 from molecule_diffusion.exercises.notebook_00 import line_up
 from molecule_diffusion.exercises.notebook_03 import lettered_schedules
+from molecule_diffusion.exercises.notebook_04 import repaint
 from molecule_diffusion.exercises.notebook_05 import BRIEF
 from molecule_diffusion.exercises.notebook_06_lab import patient
 from molecule_diffusion.exercises.notebook_07 import example_curves
@@ -228,6 +231,7 @@ RECIPES Recipe train
 COLOURS show_figure show_image
 course_map show_diagram show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
 training_curve
+show_seeds show_two_stages
 show_3d
 curve_figure
 build_index molecule_index search
@@ -235,6 +239,7 @@ checked solved
 compare predict
 line_up
 lettered_schedules
+repaint
 BRIEF
 patient
 example_curves

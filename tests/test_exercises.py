@@ -11,11 +11,12 @@ import torch
 import wrong_answers_00
 import wrong_answers_01
 import wrong_answers_03
+import wrong_answers_04
 import wrong_answers_06
 import wrong_answers_07
 
 import helpers
-from molecule_diffusion.exercises import checking, notebook_00, notebook_04
+from molecule_diffusion.exercises import checking, notebook_00
 
 NOTEBOOKS = sorted((helpers.ROOT / "notebooks").glob("*.ipynb"))
 NUMBERS = list(checking.EXERCISES)
@@ -154,47 +155,6 @@ def no_roots(x_0, x_t, t, betas):
     return (before * betas[t] * x_0 + (1 - betas[t]) * (1 - before) * x_t) / (1 - alpha_bar[t])
 
 
-def scale_of(z):
-    return helpers.standardise(z)[2]
-
-
-def loop(change, share=1.0):
-    """The right loop with another network answer or noise share, as a function for exercise 04.3."""
-
-    def answer(predict_v, z, timesteps, alpha_bar, generator):
-        for k, t in enumerate(timesteps):
-            last = k == len(timesteps) - 1
-            now = alpha_bar[t]
-            after = torch.ones_like(now) if last else alpha_bar[timesteps[k + 1]]
-            if change == "t - 1":
-                after = alpha_bar[t - 1]
-            if change == "-1" and last:
-                after = alpha_bar[-1]
-            v, alpha = predict_v(z, t), now / after
-            z_0 = now.sqrt() * z - (1 - now).sqrt() * v
-            if change == "epsilon":
-                z_0 = (z - (1 - now).sqrt() * v) / now.sqrt()
-            if change == "sample":
-                z_0 = v
-            z = (after.sqrt() * (1 - alpha) * z_0 + alpha.sqrt() * (1 - after) * z) / (1 - now)
-            variance = (1 - alpha) * (1 if change == "large" else (1 - after) / (1 - now))
-            root = variance if change == "variance" else variance.sqrt()
-            if not last or change in {"t - 1", "-1"}:
-                z = z + share * root * torch.randn(z.shape, generator=generator, dtype=z.dtype)
-        return z
-
-    return answer
-
-
-def first_guess(predict_v, z, timesteps, alpha_bar, generator):
-    now = alpha_bar[timesteps[0]]
-    return now.sqrt() * z - (1 - now).sqrt() * predict_v(z, timesteps[0])
-
-
-def mix(mask, noised, z_t):
-    return torch.where(mask, noised, z_t)
-
-
 def bar(betas):
     return (1 - betas).cumprod(0)
 
@@ -291,72 +251,6 @@ WRONG = {
         (lambda x_0, x_t, t, betas: (x_0 + x_t) / 2, "expected"),
         (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_0, x_t, max(t - 1, 0), betas), "expected"),
     ],
-    "04.1": [
-        (lambda z: ((z - z.mean()) / scale_of(z), z.mean(), scale_of(z)), "one mean for everything"),
-        (lambda z: (z, z.mean((0, 1)), scale_of(z)), "each of the 9 tokens has its own mean"),
-        (lambda z: ((z - z.mean(0)) / z.std(0), z.mean(0), z.std(0)), "one scale for every dimension"),
-        (lambda z: ((z - z.mean(0)) / z.std(0).mean(), z.mean(0), z.std(0).mean()), "without information count"),
-        (lambda z: ((z - z.mean(0)) / z.std(), z.mean(0), z.std()), "mixes in the differences between the means"),
-        (lambda z: (z / scale_of(z), z.mean(0), scale_of(z)), "the mean is not subtracted"),
-        (lambda z: (z / scale_of(z) - z.mean(0), z.mean(0), scale_of(z)), "subtract first"),
-        (lambda z: helpers.standardise(z)[0], "return three things"),
-    ],
-    "04.2": [
-        (lambda z_0, eps, t, ab: helpers.q_sample(z_0, t, eps, ab), "this is z_t"),
-        (lambda z_0, eps, t, ab: notebook_04.v_target(-z_0, eps, t, ab), "v \\*subtracts"),
-        (lambda z_0, eps, t, ab: -notebook_04.v_target(z_0, eps, t, ab), "this is -v"),
-        (lambda z_0, eps, t, ab: notebook_04.v_target(eps, z_0, t, ab), "exchanged"),
-        (lambda z_0, eps, t, ab: ab[t][:, None] * eps - (1 - ab[t][:, None]) * z_0, "both square roots"),
-        (lambda z_0, eps, t, ab: ab[t].sqrt() * eps - (1 - ab[t]).sqrt() * z_0, "add axes"),
-        (lambda z_0, eps, t, ab: notebook_04.v_target(z_0, eps, t, 1 - ab), "the weights are exchanged"),
-        (lambda z, eps, t, ab: notebook_04.v_target(z.flatten(1), eps.flatten(1), t, ab), r"z_0 of shape \(2, 9, 8\)"),
-    ],
-    "04.3": [
-        (loop("", share=0.0), "fresh noise is missing"),
-        (loop("variance"), "take its square root"),
-        (loop("large"), "the noise is too large"),
-        (loop("epsilon"), "as if it were ε"),
-        (loop("sample"), "as if it were z_0"),
-        (loop("t - 1"), "not t - 1"),
-        (loop("-1"), "After the last step ᾱ_s is 1"),
-        (first_guess, "stops after the first guess"),
-        (lambda predict_v, z, timesteps, alpha_bar, generator: z, "nothing changed"),
-        (loop("", share=0.5), "expected"),
-    ],
-    "04.4": [
-        (lambda timesteps, strength: timesteps[: round(strength * len(timesteps))], "keep the \\*last\\* ones"),
-        (lambda timesteps, strength: timesteps[round(strength * len(timesteps)) :], "share of steps that is \\*done"),
-        (lambda timesteps, strength: timesteps[-round(strength * len(timesteps))], "the first timestep only"),
-        (lambda timesteps, strength: timesteps[len(timesteps) - int(strength * len(timesteps)) :], "`int` cuts off"),
-        (lambda timesteps, strength: timesteps[-round(strength * len(timesteps)) :], "must leave no step"),
-        (lambda timesteps, strength: round(strength * len(timesteps)), "this is their number"),
-        (lambda timesteps, strength: timesteps[timesteps < 300], "strength 0.29"),
-    ],
-    "04.5": [
-        (
-            lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z, known, ~keep, t, eps, ab),
-            "the mask is inverted",
-        ),
-        (lambda z, known, keep, t, eps, ab: mix(keep[:, None], known, z), "noise them to step t first"),
-        (
-            lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z.mT, known.mT, keep, t, eps.mT, ab).mT,
-            "keep.:, None",
-        ),
-        (
-            lambda z, known, keep, t, eps, ab: mix(keep[:, None], ab[t] * known + (1 - ab[t]) * eps, z),
-            "both square roots",
-        ),
-        (lambda z, known, keep, t, eps, ab: mix(keep[:, None], ab[t].sqrt() * known, z), "the noise is missing"),
-        (
-            lambda z, known, keep, t, eps, ab: ab[t].sqrt() * mix(keep[:, None], known, z) + (1 - ab[t]).sqrt() * eps,
-            "noised a second time",
-        ),
-        (
-            lambda z, known, keep, t, eps, ab: ab[t].sqrt() * known + (1 - ab[t]).sqrt() * eps,
-            "every token was replaced",
-        ),
-        (lambda z, known, keep, t, eps, ab: notebook_04.inpaint_mix(z, known, keep, 1, eps, ab), "t = 2"),
-    ],
     "05.1": [
         (lambda type, part, types, parts: np.eye(5)[parts.index(part) + 3], "expected"),
         (lambda t, p, ts, ps: [*(p == n for n in ps), *(t == n for n in ts)], "type comes first"),
@@ -405,8 +299,15 @@ WRONG = {
         (unfiltered_design, "has (type|part|gap|logP) .*measure before you hand over"),
     ],
 }
-WRONG |= wrong_answers_00.WRONG | wrong_answers_01.WRONG | wrong_answers_03.WRONG | wrong_answers_06.WRONG
-WRONG |= wrong_answers_07.WRONG
+for answers in (
+    wrong_answers_00,
+    wrong_answers_01,
+    wrong_answers_03,
+    wrong_answers_04,
+    wrong_answers_06,
+    wrong_answers_07,
+):
+    WRONG |= answers.WRONG
 
 
 def test_every_exercise_has_wrong_answers():

@@ -1,16 +1,20 @@
 """The set-up check, running and saving notebooks, repeating studies."""
 
 import asyncio
+import base64
 import importlib.metadata
+import io
 import json
 import queue
 import re
 import tomllib
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 import helpers
 from molecule_diffusion import notebooks
@@ -110,6 +114,19 @@ def test_a_notebook_is_saved_without_what_needs_a_kernel(tmp_path):
     assert {o.get("text", o.get("data", {}).get("text/plain")) for o in text} == {"a warning\n", "and text\n", "2"}
     assert network[0].text == "network is blocked in tests\n"
     assert "your code stopped at line 2, `return atoms.nothing`, with AttributeError" in crash[0].text
+
+
+def test_a_picture_is_packed_without_loss():
+    pixels = np.full((40, 60, 4), 255, np.uint8)
+    pixels[10:20, :, 0] = np.arange(60)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    packed = notebooks.packed_png(text)
+    found = Image.open(io.BytesIO(base64.b64decode(packed))).convert("RGBA")
+    assert len(packed) < len(text) / 10
+    assert (np.asarray(found) == pixels).all()
+    assert notebooks.packed_png(packed) == packed
 
 
 def test_a_message_that_came_unnoticed_is_found_at_the_next_look():
