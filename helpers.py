@@ -27,6 +27,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     viewers        grids, graphs, film strips, maps, histograms, curves
     study_pictures  rows of a study with their seeds; latent diffusion as a picture
     viewer_3d      molecules to turn
+    retrieval_pictures  the retriever's towers, and what each loss pulls and pushes
     search         molecules by a sentence: the index, the domain, what is found and why
     sampling       any number of molecules to a file
     benchmark      every shipped generator over several seeds: README's table
@@ -187,6 +188,7 @@ from molecule_diffusion.viewers import (
 )
 from molecule_diffusion.study_pictures import show_seeds, show_two_stages
 from molecule_diffusion.viewer_3d import show_3d
+from molecule_diffusion.retrieval_pictures import show_pulls, show_towers
 from molecule_diffusion.search import build_index, molecule_index, search
 from molecule_diffusion.curve import curve_figure
 from molecule_diffusion.exercises.checking import checked, solved
@@ -233,8 +235,9 @@ course_map show_diagram show_filmstrip show_graph show_grid show_latent_filmstri
 training_curve
 show_seeds show_two_stages
 show_3d
-curve_figure
+show_pulls show_towers
 build_index molecule_index search
+curve_figure
 checked solved
 compare predict
 line_up

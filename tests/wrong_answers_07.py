@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from rdkit import Chem
 
-from molecule_diffusion.exercises import notebook_07
+from molecule_diffusion.exercises import notebook_07, notebook_07_lab
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 07.1 and 07.2: scores
@@ -89,7 +89,7 @@ PRECISION_RECALL = [
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.7: the query in its own index
+# 07.6: the query in its own index
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +130,7 @@ NEIGHBOURS = [
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.4 and 07.5: losses
+# 07.4: a loss
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -165,33 +165,8 @@ INFO_NCE = [
     (changes_scores, "were changed"),
 ]
 
-
-def miner(wrong=lambda fits: ~fits, allowed=None, last=torch.argmax, fill=-torch.inf, all_captions=False):
-    def answer(scores, fits, margin):
-        own = scores.diagonal()[:, None]
-        near = (scores < own) & (scores > own - margin) if allowed is None else allowed(scores, own, margin)
-        mask = wrong(fits) & near
-        chosen = last(scores.masked_fill(~mask, fill), 1)
-        captions = torch.arange(len(scores)) if all_captions else mask.any(1).nonzero()[:, 0]
-        return captions, chosen[captions]
-
-    return answer
-
-
-SEMI_HARD = [
-    (miner(allowed=lambda s, own, margin: s < 2), "the hardest of all"),
-    (miner(allowed=lambda s, own, margin: s < own), "the margin is not used"),
-    (miner(allowed=lambda s, own, margin: (s > own) & (s < own + margin)), "score \\*above\\*"),
-    (miner(allowed=lambda s, own, margin: s < own - margin), "farther below than the margin"),
-    (miner(wrong=lambda fits: ~torch.eye(len(fits), dtype=torch.bool)), "a right molecule was chosen as wrong"),
-    (miner(last=torch.argmin, fill=torch.inf), "\\*largest\\* score"),
-    (miner(all_captions=True), "must be left out"),
-    (lambda s, f, m: notebook_07.semi_hard(s, f, m)[1], "return two things"),
-    (lambda s, f, m: (torch.arange(4), notebook_07.semi_hard(s, f, m)[1]), "one molecule for each"),
-]
-
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.3 and 07.8: curves and the filter
+# 07.3, 07.7 and 07.8: curves, words and rules, the filter
 # ---------------------------------------------------------------------------------------------------------------------
 
 STORIES = {"A": "good start", "B": "leak", "C": "chance", "D": "late start"}
@@ -224,6 +199,23 @@ def filtered(read=Chem.CanonSmiles, held_out=True, ask=True, once=True, whole=Tr
     return answer
 
 
+def matches(smarts):
+    return lambda text: Chem.MolFromSmiles(text).HasSubstructMatch(Chem.MolFromSmarts(smarts))
+
+
+FITS_WORDS = [
+    (matches("o1nccc1"), "Cc1cnon1: expected True, got False.*only the rule"),
+    (matches("o1ncnc1"), "Cc1ccno1: expected True, got False: this isoxazole"),
+    (matches("[#7,#8]~[#7,#8]"), "Cc1nnco1: expected False.*apart from the oxygen"),
+    (matches("[#8]~[#7]"), "CC1=NOCC1: expected False.*not aromatic"),
+    (matches("o.n"), "c1cocn1: expected False.*not bound to each other"),
+    (matches("[#8;R]~[#7;R]"), "CC1=NOCC1: expected False"),
+    (lambda text: "no" in text or "on" in text, "o1cccn1: expected True.*not the letters"),
+    (lambda text: matches("o:n")(text) and "N" not in text, "ONc1ccno1: expected True.*does no harm"),
+    (lambda text: Chem.MolFromSmarts("o:n"), "expected True or False, Mol came"),
+    (lambda text: None, "returns nothing"),
+]
+
 KEEP_NEW = [
     (filtered(held_out=False), "it may be one that is held out"),
     (filtered(ask=False), "does not belong to the group"),
@@ -252,13 +244,46 @@ MINER = [
     (("hard", 0.2), "a dict was expected"),
 ]
 
+
+def judged(half, mean=lambda d: d.mean(), said=None):
+    """An answer to 07.9 with another half width, mean or word."""
+
+    def answer(one, other):
+        difference = one - other
+        wide = half(difference, one, other)
+        word = said(difference.mean(), wide) if said else notebook_07_lab.verdict(one, other)[2]
+        return mean(difference), wide, word
+
+    return answer
+
+
+def fine(d, one, other):
+    return 2.776 * d.std(ddof=1) / 5**0.5
+
+
+VERDICT = [
+    (judged(fine, mean=lambda d: -d.mean()), "the first arm minus the second"),
+    (judged(lambda d, one, other: 2.776 * d.std(ddof=1)), "standard \\*errors\\*"),
+    (judged(lambda d, one, other: 2.776 * d.std() / 5**0.5), "ddof=1"),
+    (judged(lambda d, one, other: 1.96 * d.std(ddof=1) / 5**0.5), "for five take 2.776"),
+    (judged(lambda d, one, other: d.std(ddof=1) / 5**0.5), "one standard error"),
+    (judged(lambda d, one, other: 2.776 * (one.var(ddof=1) / 5 + other.var(ddof=1) / 5) ** 0.5), "each pair first"),
+    (judged(lambda d, one, other: 2.776 * d.var(ddof=1) / 5**0.5), "a variance"),
+    (judged(lambda d, one, other: 5.552 * d.std(ddof=1) / 5**0.5), "the whole width"),
+    (judged(fine, said=lambda mean, half: "helps" if mean > 0 else "harms"), "0: the interval runs.*'helps' cannot"),
+    (judged(fine, said=lambda mean, half: "helps" if abs(mean) > half else "not resolved"), "loses.*'helps' cannot"),
+    (judged(fine, said=lambda mean, half: "no effect"), "'no effect' is none of helps, harms, not resolved"),
+    (lambda one, other: (one - other).mean(), "return three things"),
+]
+
 WRONG = {
     "07.1": MEAN_AVERAGE_PRECISION,
     "07.2": PRECISION_RECALL,
     "07.3": CURVES,
     "07.4": INFO_NCE,
-    "07.5": SEMI_HARD,
-    "07.6": MINER,
-    "07.7": NEIGHBOURS,
+    "07.5": MINER,
+    "07.6": NEIGHBOURS,
+    "07.7": FITS_WORDS,
     "07.8": KEEP_NEW,
+    "07.9": VERDICT,
 }

@@ -1,6 +1,6 @@
-"""Notebook 07: scores of a retrieval, a query in its own index, two losses, a precision-recall curve, a filter.
+"""Notebook 07: scores of a retrieval, their curves, a loss, a query in its own index, words and rules, a filter.
 
-The miner to tune, 07.6, stands in notebook_07_lab.
+The miner to tune, 07.5, and the differences in pairs, 07.9, stand in notebook_07_lab.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from molecule_diffusion.exercises.predicting import Name, Number, prediction
 prediction("07.p1", Number("mAP of a random order", lowest=0, highest=1))
 prediction("07.p2", Name(("fingerprint", "latent")))
 prediction("07.p3", Number("of the draws", lowest=0, highest=1))
-prediction("07.p4", Name(("before", "again", "mutated", "generated")))
+prediction("07.p4", Name(("before", "repeat", "named", "again", "mutated", "generated")))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 07.1: mean average precision
@@ -156,7 +156,7 @@ def _check_precision_recall(answer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.7: the query in its own index
+# 07.6: the query in its own index
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +176,7 @@ def _twins():
     return np.array([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]]), np.array([12, 13, 99]), index, np.array([10, 11, 12, 13, 14])
 
 
-@exercise("07.7", neighbours)
+@exercise("07.6", neighbours)
 def _check_neighbours(answer):
     rng = np.random.default_rng(2)
     many = rng.normal(size=(40, 6))
@@ -288,85 +288,6 @@ def _check_info_nce(answer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.5: semi-hard negatives
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def semi_hard(scores, fits, margin):
-    """For each caption the hardest wrong molecule below its own one, within the margin; captions without are left out.
-
-    Args: scores: cosines, the own molecule on the diagonal; fits: which molecules are right. Shapes: (B, B).
-    Returns: two index tensors of one length: captions, and the molecule chosen for each.
-    """
-    own = scores.diagonal()[:, None]
-    allowed = ~fits & (scores < own) & (scores > own - margin)
-    hardest = scores.masked_fill(~allowed, -torch.inf).argmax(1)
-    captions = allowed.any(1).nonzero()[:, 0]
-    return captions, hardest[captions]
-
-
-def _wrong_semi_hard(scores, fits, margin, mistake):
-    own = scores.diagonal()[:, None]
-    wrong = {"right ones": ~torch.eye(len(scores), dtype=torch.bool)}.get(mistake, ~fits)
-    below, near = scores < own, scores > own - margin
-    if mistake == "hardest":
-        below = near = torch.ones_like(fits)
-    if mistake == "no margin":
-        near = torch.ones_like(fits)
-    if mistake == "above":
-        below, near = scores > own, scores < own + margin
-    if mistake == "too easy":
-        near = scores < own - margin
-    allowed = wrong & below & near
-    if mistake == "easiest":
-        chosen = scores.masked_fill(~allowed, torch.inf).argmin(1)
-    else:
-        chosen = scores.masked_fill(~allowed, -torch.inf).argmax(1)
-    if mistake == "all captions":
-        return torch.arange(len(scores)), chosen
-    captions = allowed.any(1).nonzero()[:, 0]
-    return captions, chosen[captions]
-
-
-_MINER_MISTAKES = {
-    "right ones": "a right molecule was chosen as wrong: only molecules where `fits` is False may be chosen",
-    "hardest": "these are the hardest of all; semi-hard ones score *below* the own molecule, and less than the margin "
-    "below it",
-    "no margin": "the margin is not used: a molecule farther below than the margin gives no loss",
-    "above": "these score *above* the own molecule (hard ones); semi-hard ones lie below it",
-    "too easy": "these are the ones farther below than the margin, whose loss is 0 already",
-    "easiest": "of those allowed, take the one with the *largest* score, not the smallest",
-    "all captions": "a caption without an allowed molecule must be left out (argmax of a row of -inf is 0)",
-}
-
-
-@exercise("07.5", semi_hard)
-def _check_semi_hard(answer):
-    scores = torch.tensor(
-        [[0.70, 0.65, 0.75, 0.55], [0.10, 0.60, 0.20, 0.30], [0.50, 0.45, 0.52, 0.40], [0.62, 0.80, 0.58, 0.60]]
-    )
-    fits = torch.eye(4, dtype=torch.bool)
-    fits[0, 1] = fits[2, 0] = True
-    for margin in (0.2, 0.1):
-        got = answer(scores.clone(), fits.clone(), margin)
-        expect_pair(got, "the captions and the molecule for each, two index tensors")
-        pair = [torch.as_tensor(part).long().flatten() for part in got]
-        if len(pair[0]) != len(pair[1]):
-            raise WrongAnswer(f"{len(pair[0])} captions and {len(pair[1])} molecules: return one molecule for each")
-        hints = [
-            (torch.stack(_wrong_semi_hard(scores, fits, margin, mistake)), said)
-            for mistake, said in _MINER_MISTAKES.items()
-        ]
-        good = torch.stack(semi_hard(scores, fits, margin))
-        expect(torch.stack(pair), good, f"four captions, margin {margin}, (captions, molecules)", hints)
-    generator = torch.Generator().manual_seed(0)
-    scores, fits = torch.rand(30, 30, generator=generator), torch.rand(30, 30, generator=generator) < 0.1
-    fits |= torch.eye(30, dtype=torch.bool)
-    got = torch.stack([torch.as_tensor(part).long().flatten() for part in answer(scores.clone(), fits.clone(), 0.3)])
-    expect(got, torch.stack(semi_hard(scores, fits, 0.3)), "30 captions, margin 0.3, (captions, molecules)")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # 07.3: reading precision-recall curves
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -407,6 +328,49 @@ def _check_curves(answer):
     if wrong:
         right = len(curve_answers) - len(wrong)
         raise WrongAnswer(f"{right} of 4 are right. Look again at {wrong[0]}: {_CURVE_ADVICE[wrong[0]]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 07.7: words and rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fits_words(text):
+    """Whether "an aromatic five-ring with a bond from oxygen to nitrogen" is true of a molecule, given as SMILES."""
+    return Chem.MolFromSmiles(text).HasSubstructMatch(Chem.MolFromSmarts("o:n"))
+
+
+# Molecules of which the words are true, and others, with what a wrong answer has overlooked.
+WORDS_ARE_TRUE = {
+    "Cc1ccno1": "this isoxazole has the bond",
+    "o1cccn1": "the last n is bound to the first o, where the ring closes. Read the molecule, not the letters",
+    "Cc1cnon1": "in this ring (an oxadiazole) oxygen is bound to nitrogen on both sides. The words do not "
+    "forbid a second nitrogen, nor do they say that the other atoms are carbon; only the rule of isoxazole does",
+    "Cc1ncno1": "this ring (an oxadiazole) has a second nitrogen, which the words neither ask for nor forbid",
+    "c1ccc2nocc2c1": "a five-ring may be fused to another ring",
+    "ONc1ccno1": "a second bond from oxygen to nitrogen, outside of the ring, does no harm",
+}
+WORDS_ARE_FALSE = {
+    "c1cocn1": "in oxazole oxygen and nitrogen are in one ring, but not bound to each other",
+    "Cc1nnco1": "here both nitrogens stand apart from the oxygen",
+    "c1ccoc1": "furan has no nitrogen",
+    "CC1=NOCC1": "this ring has the bond, but it is not aromatic. In SMARTS small letters are aromatic atoms",
+    "CON": "there is a bond from oxygen to nitrogen, but no ring",
+    "ONc1ccoc1": "the bond from oxygen to nitrogen stands outside of the aromatic ring",
+    "Cc1cc[nH]n1": "pyrazole has no oxygen",
+}
+
+
+@exercise("07.7", fits_words)
+def _check_fits_words(answer):
+    for truth, cases in ((True, WORDS_ARE_TRUE), (False, WORDS_ARE_FALSE)):
+        for text, said in cases.items():
+            got = answer(text)
+            expect_something(got)
+            if not isinstance(got, (bool, np.bool_)):
+                raise WrongAnswer(f"{text}: expected True or False, {type(got).__name__} came")
+            if bool(got) != truth:
+                raise WrongAnswer(f"{text}: expected {truth}, got {bool(got)}: {said}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Notebook 07, exercise 07.6: a miner to tune, on a retriever that is small enough to train while one waits."""
+"""Notebook 07: a miner to tune (07.5), on a retriever that trains while one waits; differences in pairs (07.9)."""
 
 import functools
 
@@ -9,10 +9,14 @@ from torch.nn import functional as F
 
 from molecule_diffusion.captions import caption_table, fact_table, relevance, write_captions
 from molecule_diffusion.checks import quoted
-from molecule_diffusion.exercises.checking import WrongAnswer, exercise
+from molecule_diffusion.exercises.checking import WrongAnswer, exercise, expect, expect_something
 from molecule_diffusion.qm9 import shared_qm9
 from molecule_diffusion.ranking import average_precision, morgan, ranked_hits
 from molecule_diffusion.sentences import embed_sentences
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 07.5: a miner to tune
+# ---------------------------------------------------------------------------------------------------------------------
 
 MINERS = ("hard", "semihard", "easy", "random")
 MINER_STEPS = 200
@@ -22,7 +26,7 @@ MINER_GOAL = 0.38  # with right ones spared and margin 0.2: 0.41 to 0.43; with n
 miner_setting = {"miner": "hard", "margin": 0.2, "spare_right": True}
 
 
-@exercise("07.6", miner_setting)
+@exercise("07.5", miner_setting)
 def _check_miner(answer):
     if not isinstance(answer, dict):
         raise WrongAnswer(f"a dict was expected, {type(answer).__name__} came")
@@ -117,3 +121,73 @@ def _columns(part, n):
     sentences = embed_sentences([caption.text for caption in captions])
     asked = torch.as_tensor(caption_table(captions))
     return morgan(smiles).float(), sentences, asked, torch.as_tensor(table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 07.9: differences in pairs
+# ---------------------------------------------------------------------------------------------------------------------
+
+VERDICTS = ("helps", "harms", "not resolved")
+T_OF_FIVE = 2.776  # t distribution, 4 degrees of freedom: 95 % lie within so many standard errors
+
+
+def verdict(one, other):
+    """Mean difference of two arms in pairs by seed, half the width of its 95 % interval, and what may be said.
+
+    Args: one, other: five values each, the same seeds in the same order.
+    """
+    difference = np.asarray(one) - np.asarray(other)
+    mean = float(difference.mean())
+    half = float(T_OF_FIVE * difference.std(ddof=1) / np.sqrt(len(difference)))
+    if mean - half > 0:
+        return mean, half, "helps"
+    if mean + half < 0:
+        return mean, half, "harms"
+    return mean, half, "not resolved"
+
+
+VERDICT_CASES = {
+    "the five pairs on paper": ([0.9, 0.8, 0.9, 0.8, 0.9], [0.4, 0.5, 0.5, 0.5, 0.4]),
+    "seeds that differ more than the arms": ([0.31, 0.52, 0.71, 0.93, 0.12], [0.28, 0.50, 0.69, 0.90, 0.10]),
+    "a difference that its interval does not clear of 0": (
+        [0.92, 0.95, 0.90, 0.91, 0.94],
+        [0.90, 0.94, 0.92, 0.93, 0.91],
+    ),
+    "an arm that loses": ([0.70, 0.72, 0.69, 0.74, 0.71], [0.80, 0.79, 0.81, 0.80, 0.82]),
+}
+
+
+def _wrong_widths(one, other):
+    """Half widths that come of the mistakes that students make: a list of (value, what went wrong)."""
+    one, other = np.asarray(one), np.asarray(other)
+    difference, root = one - other, np.sqrt(len(one))
+    apart = np.sqrt(one.var(ddof=1) + other.var(ddof=1)) / root
+    return [
+        (T_OF_FIVE * difference.std(ddof=1), "this is 2.776 standard *deviations*; an interval of the mean takes "
+         "standard *errors*: divide by the root of the number of pairs"),
+        (T_OF_FIVE * difference.std() / root, "the standard deviation divides by n here; with `ddof=1` it divides by "
+         "n − 1, because the mean was taken from the same values"),
+        (1.96 * difference.std(ddof=1) / root, "1.96 belongs to many values; for five take 2.776"),
+        (difference.std(ddof=1) / root, "this is one standard error; multiply it by 2.776"),
+        (T_OF_FIVE * apart, "the two arms were treated as if they had nothing in common; take the difference of each "
+         "pair first, then its standard deviation"),
+        (T_OF_FIVE * difference.var(ddof=1) / root, "this is a variance; take the standard deviation"),
+        (2 * T_OF_FIVE * difference.std(ddof=1) / root, "this is the whole width; return half of it"),
+    ]  # fmt: skip
+
+
+@exercise("07.9", verdict)
+def _check_verdict(answer):
+    for case, (one, other) in VERDICT_CASES.items():
+        got = answer(np.array(one), np.array(other))
+        expect_something(got)
+        if not isinstance(got, (tuple, list)) or len(got) != 3:
+            raise WrongAnswer("return three things: the mean difference, half the width, and one of the three words")
+        mean, half, said = verdict(one, other)
+        expect(got[0], mean, f"{case}, mean difference", [(-mean, "the sign: it is the first arm minus the second")])
+        expect(got[1], half, f"{case}, half the width", _wrong_widths(one, other))
+        if got[2] not in VERDICTS:
+            raise WrongAnswer(f"{case}: {quoted(got[2])} is none of {', '.join(VERDICTS)}")
+        if got[2] != said:
+            low, high = mean - half, mean + half
+            raise WrongAnswer(f"{case}: the interval runs from {low:.3f} to {high:.3f}, so {got[2]!r} cannot be said")
