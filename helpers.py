@@ -240,12 +240,7 @@ build_index molecule_index search
 curve_figure
 checked solved
 compare predict
-line_up
-lettered_schedules
-repaint
-BRIEF
-patient
-example_curves
+line_up lettered_schedules repaint BRIEF patient example_curves
 check_setup study_rows
 main
 """.split()

@@ -82,7 +82,8 @@ def run_job(name, seed, minutes=MINUTES, num_molecules=2000):
 
 def merge_curve():
     """Write data/results/curve.json and figs/curve.png from the jobs' files. Raises: ValueError if there are none."""
-    contents = [read_json(job_file(name, seed)) for name, seed in _jobs_there()]
+    paths = [path for name in MODELS for path in sorted(JOBS.glob(f"curve_{name}_*.json"))]
+    contents = [read_json(path) for path in paths]
     if not contents:
         raise ValueError(f"no job of the curve has a row in {JOBS.name} yet; run `python helpers.py curve` first")
     machines = dict.fromkeys(content["machine"] for content in contents)
@@ -90,13 +91,6 @@ def merge_curve():
     write_json(CURVE, {"machine": "; ".join(machines), "rows": rows})
     with atomic(FIGURE) as part:
         part.write_bytes(figure_png(curve_figure()))
-
-
-def _jobs_there():
-    """Model and seed of all jobs that have a file."""
-    for name in MODELS:
-        for path in sorted(JOBS.glob(f"curve_{name}_*.json")):
-            yield name, int(path.stem.rpartition("_")[2])
 
 
 def train_for(name, seconds, seed=0):

@@ -41,6 +41,12 @@ def show_bundle(live, png, alt, caption=None):
         display(Markdown(f"*{caption}*"))
 
 
+def draw_arrow(axes, start, end, **look):
+    """An arrow between two points (x, y) of a matplotlib drawing; `look` changes its style."""
+    style = dict(arrowstyle="-|>", color="#777777", shrinkA=0, shrinkB=0, lw=1.5) | look
+    axes.annotate("", end, start, arrowprops=style)
+
+
 def figure_png(fig):
     """A matplotlib figure as PNG bytes; it is closed."""
     from matplotlib import pyplot as plt

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from molecule_diffusion.drawing import COLOURS, show_figure
+from molecule_diffusion.drawing import COLOURS, draw_arrow, show_figure
 from molecule_diffusion.retrieval import FEATURE_SIZES, LOSSES
 from molecule_diffusion.sentences import SENTENCE_SIZE
 
@@ -33,10 +33,10 @@ def show_towers(caption=None):
         for x, text in enumerate(texts):
             _box(ax, (3 * x, y), text, colour)
             if x:
-                _arrow(ax, (3 * x - 1.7, y), (3 * x - 1.28, y))
-        _arrow(ax, (7.3, y), (7.72, 0.65 + np.sign(y - 0.65) * 0.2))
+                draw_arrow(ax, (3 * x - 1.7, y), (3 * x - 1.28, y))
+        draw_arrow(ax, (7.3, y), (7.72, 0.65 + np.sign(y - 0.65) * 0.2))
     _box(ax, (9, 0.65), "one space\npoints of 128 numbers\nand length 1", "green", height=0.9)
-    _arrow(ax, (10.3, 0.65), (10.72, 0.65))
+    draw_arrow(ax, (10.3, 0.65), (10.72, 0.65))
     _box(ax, (12, 0.65), "all cosines of a batch\n→ loss, which trains\nboth towers", "red", height=0.9)
     ax.set(xlim=(-1.4, 13.4), ylim=(-0.5, 1.8))
     ax.axis("off")
@@ -54,11 +54,6 @@ def _box(ax, middle, text, colour, height=0.7):
     (x, y), look = middle, dict(boxstyle="round,pad=0.02", fc="white", ec=COLOURS[colour], lw=2)
     ax.add_patch(FancyBboxPatch((x - 1.25, y - height / 2), 2.5, height, **look))
     ax.text(x, y, text, ha="center", va="center", fontsize=9)
-
-
-def _arrow(ax, start, end, **look):
-    style = dict(arrowstyle="-|>", color="#777777", shrinkA=0, shrinkB=0, lw=1.5) | look
-    ax.annotate("", end, start, arrowprops=style)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,7 +160,7 @@ def _line_of(ax, y, slopes):
         ax.plot(score, y, "o" if k < RIGHT else "s", color=colour, mfc=face, mew=2, ms=8)
         if abs(slope) > FAINT * largest:
             height = y + (0.24 if k < RIGHT else -0.24)  # right ones above the line, wrong ones below it
-            _arrow(ax, (score, height), (score - 0.24 * slope / largest, height), color=colour, lw=2.5)
+            draw_arrow(ax, (score, height), (score - 0.24 * slope / largest, height), color=colour, lw=2.5)
 
 
 def _in_words(slopes):

@@ -24,6 +24,7 @@ from molecule_diffusion.drawing import (
     COLOURS,
     as_it_stands,
     as_mol,
+    draw_arrow,
     drawable,
     figure_png,
     molecule_picture,
@@ -348,8 +349,7 @@ def _boxes_and_arrows(boxes, arrows):
     fig, axes = plt.subplots(figsize=(3.1 * wide, 1.9 * high))
     for start, end in map(str.split, arrows):
         middle, target = ((column, -row) for _, column, row, _ in (boxes[start], boxes[end]))
-        style = dict(arrowstyle="-|>", color="#777777", shrinkA=0, shrinkB=0, lw=1.5)
-        axes.annotate("", _edge_of_box(middle, target), middle, arrowprops=style)
+        draw_arrow(axes, middle, _edge_of_box(middle, target))
     for text, column, row, colour in boxes.values():
         title, _, below = text.partition("\n")
         look = dict(boxstyle="round,pad=0.02", fc="white", ec=COLOURS[colour], lw=2.5, zorder=3)

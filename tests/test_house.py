@@ -164,7 +164,7 @@ def test_code_that_is_not_plain_is_caught(source):
 def test_rooms_are_of_a_size():
     sizes = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in ROOMS.items()}
     assert max(sizes.values()) <= 500, sizes
-    assert len(FRONT_DOOR.read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(FRONT_DOOR.read_text(encoding="utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("path", ROOMS.values(), ids=lambda path: path.stem)
