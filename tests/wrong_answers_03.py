@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import helpers
-from molecule_diffusion.exercises import notebook_03
+from molecule_diffusion.exercises import notebook_03, notebook_03_lab
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 03.4: a schedule
@@ -118,7 +118,107 @@ LOSSES = [
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.7: the sampler that explodes
+# 03.7: the sampler, whole
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def drawing(
+    start=torch.randn,
+    walk=reversed,
+    told=lambda timesteps, k: timesteps[k],
+    guess=lambda logits: helpers.expected_graph(logits),
+    shown=lambda guess, logits: guess,
+    mean=helpers.posterior_mean,
+    long=lambda kept, before: 1 - kept / before,
+    spread=lambda variance, beta: variance.sqrt(),
+    last=False,
+    read=helpers.vector_graph,
+):
+    """The right sampler with one thing changed, as an answer."""
+
+    def answer(model, n, timesteps, alpha_bar, generator):
+        kept = alpha_bar[timesteps]
+        betas = long(kept, torch.cat([torch.ones(1), kept[:-1]]))
+        x, now = start(n, 189, generator=generator), None
+        for k in walk(range(len(timesteps))):
+            logits = model(x, told(timesteps, k), now)
+            x_0 = guess(logits)
+            now = shown(x_0, logits)
+            x = mean(x_0, x, k, betas)
+            if k > 0 or last:
+                variance = (1 - kept[k - 1]) / (1 - kept[k]) * betas[k]
+                x = x + spread(variance, betas[k]) * torch.randn(x.shape, generator=generator)
+        return read(x)
+
+    return answer
+
+
+def single_steps(model, n, timesteps, alpha_bar, generator):
+    """The β of single steps, although the walk takes long ones."""
+    betas = helpers.cosine_betas(1000)
+    x, guess = torch.randn(n, 189, generator=generator), None
+    for t in reversed(timesteps):
+        guess = helpers.expected_graph(model(x, t, guess))
+        x = helpers.posterior_mean(guess, x, t, betas)
+        if t > timesteps[0]:
+            variance = (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * betas[t]
+            x = x + variance.sqrt() * torch.randn(x.shape, generator=generator)
+    return helpers.vector_graph(x)
+
+
+def as_noise(model, n, timesteps, alpha_bar, generator):
+    """Takes what the network says for ε."""
+    kept = alpha_bar[timesteps]
+    betas = 1 - kept / torch.cat([torch.ones(1), kept[:-1]])
+    x, guess = torch.randn(n, 189, generator=generator), None
+    for k in reversed(range(len(timesteps))):
+        guess = helpers.expected_graph(model(x, timesteps[k], guess))
+        x_0 = (x - (1 - kept[k]).sqrt() * guess) / kept[k].sqrt()
+        x = helpers.posterior_mean(x_0, x, k, betas)
+        if k > 0:
+            variance = (1 - kept[k - 1]) / (1 - kept[k]) * betas[k]
+            x = x + variance.sqrt() * torch.randn(x.shape, generator=generator)
+    return helpers.vector_graph(x)
+
+
+def jumps(model, n, timesteps, alpha_bar, generator):
+    """Noises the guess anew instead of stepping back."""
+    x, guess = torch.randn(n, 189, generator=generator), None
+    for k in reversed(range(len(timesteps))):
+        guess = x = helpers.expected_graph(model(x, timesteps[k], guess))
+        if k > 0:
+            x = helpers.q_sample(guess, timesteps[k - 1], torch.randn(n, 189, generator=generator), alpha_bar)
+    return helpers.vector_graph(x)
+
+
+DRAWN = [
+    (drawing(walk=lambda steps: steps), "the walk begins at t = 30, the clean end"),
+    (drawing(walk=lambda steps: reversed(steps[1:])), "called 6 times for 7 timesteps"),
+    (drawing(told=lambda timesteps, k: torch.tensor(k)), "the number k of the step"),
+    (drawing(told=lambda timesteps, k: k), "wants t as a tensor"),
+    (drawing(start=lambda *shape, generator: torch.zeros(shape)), "must start from pure noise"),
+    (drawing(start=lambda n, width, generator: torch.randn(width, generator=generator)), "n = 200 graphs"),
+    (drawing(shown=lambda guess, logits: None), "reads its last guess"),
+    (drawing(shown=lambda guess, logits: logits), "are its logits"),
+    (drawing(shown=lambda guess, logits: guess.sign()), "does not read its own last guess"),
+    (drawing(guess=lambda logits: logits, shown=lambda guess, logits: helpers.expected_graph(logits)), "taken for x_0"),
+    (single_steps, "this is a single step back from t"),
+    (as_noise, "the guess is taken for noise"),
+    (jumps, "x_t is thrown away"),
+    (drawing(mean=lambda x_0, x, k, betas: x_0, spread=lambda *_: 0), "the guess takes the place of x"),
+    (drawing(mean=lambda x_0, x, k, betas: helpers.posterior_mean(x, x_0, k, betas)), "are exchanged"),
+    (drawing(spread=lambda variance, beta: 0), "fresh noise is missing"),
+    (drawing(spread=lambda variance, beta: variance), "multiply it by its root"),
+    (drawing(spread=lambda variance, beta: 1), "the fresh noise has the variance 1"),
+    (drawing(spread=lambda variance, beta: beta.sqrt()), "the fresh noise has the variance β"),
+    (drawing(spread=lambda variance, beta: 0.5 * variance.sqrt()), "in the step from t = 999 back to t = 850"),
+    (drawing(last=True), "the graphs are not those of the last guess"),
+    (drawing(read=lambda x: x), "numbers came back, no graphs"),
+    (drawing(read=lambda x: helpers.vector_graph(x)[0]), "return two things"),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.8: the sampler that explodes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -168,11 +268,11 @@ EXPLODING = [
     (sampler(guess=cut, walk=lambda steps: steps), "of the numbers are positive"),  # in the wrong direction
     (first_guess, "called 1 times for 50 timesteps"),
     (lambda predict_eps, x, timesteps, alpha_bar, generator: x, "called 0 times"),
-    (lambda *given: notebook_03.draw_with_eps(*given).tolist(), "expected a tensor like x, got list"),
+    (lambda *given: notebook_03_lab.draw_with_eps(*given).tolist(), "expected a tensor like x, got list"),
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 03.8: a layer that knows no order
+# 03.9: a layer that knows no order
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -224,4 +324,45 @@ LAYERS = [
     (ignores_pairs, "the atoms' new states: expected"),
 ]
 
-WRONG = {"03.3": FAULTS, "03.6": LOSSES, "03.7": EXPLODING, "03.8": LAYERS}
+# ---------------------------------------------------------------------------------------------------------------------
+# 03.10: a step with a share of the noise
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def step(shape=lambda signal, old, fresh, guess, z: signal + old.sqrt() * z[0] + fresh.sqrt() * z[1], share=None):
+    """The right step with the sum put together in another way, or with another η, as an answer."""
+
+    def answer(x_t, guess, now, later, eta, z):
+        eps = (x_t - now.sqrt() * guess) / (1 - now).sqrt()
+        eta = eta if share is None else share(eta)
+        fresh = eta**2 * (1 - later) / (1 - now) * (1 - now / later)
+        return shape(later.sqrt() * guess, 1 - later - fresh, fresh, guess, (eps, z))
+
+    return answer
+
+
+def sum_of(old, fresh):
+    return step(lambda signal, a, b, guess, noises: signal + old(a, b) * noises[0] + fresh(b) * noises[1])
+
+
+STEPS = [
+    (sum_of(lambda a, b: a.sqrt(), lambda b: 0), "the fresh noise is missing"),
+    (sum_of(lambda a, b: (a + b).sqrt(), torch.sqrt), "must make room for the fresh"),
+    (sum_of(lambda a, b: (a + b).sqrt(), lambda b: 0), "the fresh noise is missing"),
+    (sum_of(lambda a, b: a.sqrt(), lambda b: b), "multiplied by σ²"),
+    (sum_of(lambda a, b: a, torch.sqrt), "the root at 1 - ᾱ_s - σ² is missing"),
+    (step(lambda signal, a, b, guess, z: guess + a.sqrt() * z[0] + b.sqrt() * z[1]), "the guess is not shrunk"),
+    (step(share=lambda eta: eta**0.5), "σ² has η squared"),
+    (step(share=lambda eta: 1.0), "η is not used"),
+    (lambda x, g, now, later, eta, z: notebook_03_lab.step_back(x, g, later, now, eta, z), "are exchanged"),
+    (lambda x, g, now, later, eta, z: notebook_03_lab.step_back(g, x, now, later, eta, z), "expected"),
+]
+
+WRONG = {
+    "03.3": FAULTS,
+    "03.6": LOSSES,
+    "03.7": DRAWN,
+    "03.8": EXPLODING,
+    "03.9": LAYERS,
+    "03.10": STEPS,
+}

@@ -58,7 +58,8 @@ def checked(number, answer):
 
 def solved(notebook):
     """Say how many of a notebook's exercises are solved: `helpers.solved("01")`."""
-    numbers = sorted(number for number in EXERCISES if number.startswith(f"{notebook}."))
+    numbers = [number for number in EXERCISES if number.startswith(f"{notebook}.")]
+    numbers.sort(key=lambda number: int(number.partition(".")[2]))
     if not numbers:
         notebooks = sorted({number[:2] for number in EXERCISES})
         raise ValueError(f"no exercises for notebook {notebook!r}; there are some for {notebooks}")
