@@ -8,16 +8,20 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     qm9            all of QM9: graphs, targets, the fixed split, geometries, PyTorch Geometric's `Data`
     smiles_files   a user's own molecules
     encodings      graph <-> tensor: one-hot tokens, graph vectors, images, sequences
+    grammar        a language of expressions, and expressions as sequences of its rules
     schedules      ᾱ, q(x_t | x_0), the posterior; noise schedules and samplers
     conditions     tables of conditions, their files, the condition encoder
-    models         networks that are trained: TokenVAE, GraphDenoiser, LatentDenoiser, PropertyOracle
+    models         networks that are trained: TokenVAE, SequenceVAE, GraphDenoiser, LatentDenoiser
     graph_denoisers  two more for graph diffusion: the graph as an image, and the graph as a graph
+    oracle         the judge: properties from a molecular graph
     sentences      a sentence as 384 numbers, by an open sentence model
     captions       structural facts with SMARTS and words; captions; what a query asks for
     ranking        measures of a ranking, baselines
     retrieval      one space for sentences and molecules: network, losses, miners, pairs, pipeline
     pipelines      every generator as a diffusers pipeline; the sampling loop stands in its `__call__`
     training       `fit`, saved states, the losses
+    sequences      a VAE, latent diffusion and a prior for any file of one-hot sequences; who judges what they draw
+    sequence_table  the one table of such a system, and its command
     evaluation     strict scores, framing rows, obedience, tables
     checkpoints    loading and saving trained pipelines, their cards
     open_models    published pipelines that draw pictures: whether their weights are here, loading, drawing
@@ -80,6 +84,14 @@ from molecule_diffusion.encodings import (
     split_vector,
     vector_graph,
 )
+from molecule_diffusion.grammar import (
+    EXPRESSION_RULES,
+    expression_sequences,
+    expression_value,
+    parse_expression,
+    random_expressions,
+    spell_expression,
+)
 from molecule_diffusion.schedules import (
     GRAPH_NOISE_SCHEDULE,
     NOISE_SCHEDULE,
@@ -102,8 +114,8 @@ from molecule_diffusion.models import (
     GraphDenoiser,
     LatentDenoiser,
     PairHead,
-    PropertyOracle,
     ResidualBlock,
+    SequenceVAE,
     TokenVAE,
     encode_graphs,
     kl_divergence,
@@ -113,6 +125,7 @@ from molecule_diffusion.models import (
     timestep_embedding,
 )
 from molecule_diffusion.graph_denoisers import structure
+from molecule_diffusion.oracle import PropertyOracle
 from molecule_diffusion.sentences import cached_embeddings, embed_sentences, load_sentence_model
 from molecule_diffusion.captions import (
     FACTS,
@@ -159,6 +172,8 @@ from molecule_diffusion.pipelines import (
     TokenVAEPipeline,
 )
 from molecule_diffusion.training import TrainingError, diffusion_loss, fit, graph_diffusion_loss, prior_loss, vae_loss
+from molecule_diffusion.sequences import SequencePipeline
+from molecule_diffusion.sequence_table import train_sequences
 from molecule_diffusion.evaluation import (
     Evaluation,
     evaluate,
@@ -177,6 +192,7 @@ from molecule_diffusion.drawing import COLOURS, show_figure, show_image
 from molecule_diffusion.viewers import (
     course_map,
     show_diagram,
+    show_expressions,
     show_filmstrip,
     show_graph,
     show_grid,
@@ -203,46 +219,26 @@ from molecule_diffusion.notebooks import check_setup, study_rows
 from molecule_diffusion.cli import main
 
 __all__ = """
-CHECKPOINTS RESULTS ROOT TRAINING
-ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS PARTS PROPERTIES TYPES ChargedMoleculeError check_graphs
-corrected_smiles count_hydrogens describe mask_bonds matrix_from_pairs pairs_from_matrix properties to_graph to_graphs
-to_mols to_smiles
-QM9 TARGETS load_qm9 to_pyg
-load_smiles
-align apply_thresholds expected_graph graph_image graph_sequence graph_vector image_vector one_hot one_hot_graphs
-sequence_graph split_vector vector_graph
-GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars cosine_betas posterior_mean q_sample sampler
-CONDITION_TARGETS ConditionEncoder condition_table load_conditions save_conditions
-GraphDenoiser LatentDenoiser PairHead PropertyOracle ResidualBlock TokenVAE encode_graphs kl_divergence reparameterise
-slerp standardise timestep_embedding
-structure
-cached_embeddings embed_sentences load_sentence_model
-FACTS caption_table describe_facts fact_table facts_in leaks make_caption relevance why write_captions
-average_precision interval morgan pr_curve precision_at recall_at retrieval_scores
-scaffold_split tanimoto trigram_similarity
-LOSSES Retriever RetrieverPipeline metric_loss mine molecule_features qm9_facts retrieval_loss retrieval_queries
-training_pairs
-DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline MoleculeOutput PropertyOraclePipeline
-TokenVAEPipeline
-TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss
-Evaluation evaluate exact_match fcd_to_validation framing_rows obedience random_graphs reconstruction_accuracy
-results_table
-load_pipeline
-OPEN_MODELS OpenModel draw_images load_open_model weights_in_cache
-RECIPES Recipe train
-COLOURS show_figure show_image
-course_map show_diagram show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties
-training_curve
-show_seeds show_two_stages
-show_3d
-show_pulls show_towers
-build_index molecule_index search
-curve_figure
-checked solved
-compare predict
-line_up lettered_schedules repaint BRIEF patient example_curves
-check_setup study_rows
-main
+CHECKPOINTS RESULTS ROOT TRAINING ATOM_TYPES BOND_TYPES MAX_ATOMS NO_ATOM PAIRS PARTS PROPERTIES TYPES
+ChargedMoleculeError check_graphs corrected_smiles count_hydrogens describe mask_bonds matrix_from_pairs
+pairs_from_matrix properties to_graph to_graphs to_mols to_smiles QM9 TARGETS load_qm9 to_pyg load_smiles align
+apply_thresholds expected_graph graph_image graph_sequence graph_vector image_vector one_hot one_hot_graphs
+sequence_graph split_vector vector_graph EXPRESSION_RULES expression_sequences expression_value parse_expression
+random_expressions spell_expression GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars
+cosine_betas posterior_mean q_sample sampler CONDITION_TARGETS ConditionEncoder condition_table load_conditions
+save_conditions GraphDenoiser LatentDenoiser PairHead ResidualBlock SequenceVAE TokenVAE encode_graphs kl_divergence
+reparameterise slerp standardise timestep_embedding structure PropertyOracle cached_embeddings embed_sentences
+load_sentence_model FACTS caption_table describe_facts fact_table facts_in leaks make_caption relevance why
+write_captions average_precision interval morgan pr_curve precision_at recall_at retrieval_scores scaffold_split
+tanimoto trigram_similarity LOSSES Retriever RetrieverPipeline metric_loss mine molecule_features qm9_facts
+retrieval_loss retrieval_queries training_pairs DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline
+MoleculeOutput PropertyOraclePipeline TokenVAEPipeline TrainingError diffusion_loss fit graph_diffusion_loss prior_loss
+vae_loss SequencePipeline train_sequences Evaluation evaluate exact_match fcd_to_validation framing_rows obedience
+random_graphs reconstruction_accuracy results_table load_pipeline OPEN_MODELS OpenModel draw_images load_open_model
+weights_in_cache RECIPES Recipe train COLOURS show_figure show_image course_map show_diagram show_expressions
+show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties training_curve show_seeds
+show_two_stages show_3d show_pulls show_towers build_index molecule_index search curve_figure checked solved compare
+predict line_up lettered_schedules repaint BRIEF patient example_curves check_setup study_rows main
 """.split()
 
 if __name__ == "__main__":

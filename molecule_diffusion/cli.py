@@ -12,6 +12,8 @@ from molecule_diffusion.notebooks import run_notebook, run_study
 from molecule_diffusion.recipes import RECIPES, score_checkpoint, train
 from molecule_diffusion.sampling import sample_to_file
 from molecule_diffusion.search import search
+from molecule_diffusion.sequence_table import train_sequences
+from molecule_diffusion.sequences import make_expressions
 from molecule_diffusion.smiles_files import smiles_in_file
 from molecule_diffusion.training import TrainingError
 from molecule_diffusion.viewers import make_figures
@@ -65,6 +67,16 @@ def _parser():
     command.add_argument("parts", nargs="*", help="of the study; all by default")
     commands.add_parser("reference", help="make data/reference.npz and data/results/framing.json")
     commands.add_parser("conditions", help="write QM9 as data/qm9_conditions.h5 and .csv, about three minutes")
+    command = commands.add_parser("expressions", help="write random expressions as data/expressions.h5 and .csv")
+    command.add_argument("number", type=int, nargs="?", default=40_000, help="how many, 40,000 by default")
+    command = commands.add_parser(
+        "sequences", help="VAE, latent diffusion and prior for any one-hot sequences: train (resumes), test, save, draw"
+    )
+    command.add_argument("h5", help="HDF5 file with `data`: (N, 1, length, width), one-hot along width")
+    command.add_argument("csv", help="CSV file with the columns type and part, N rows in the same order")
+    command.add_argument("--out", metavar="FOLDER", help="for the results; by default one in data/training")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--scale", type=float, default=1.0, help="of the number of training steps: 0.1 to try it out")
     commands.add_parser(
         "benchmark", help="score every shipped generator over five seeds: README's table, about an hour"
     )
@@ -111,6 +123,11 @@ def _curve(options):
     make_curve(models, seeds, options.minutes, core=options.core)
 
 
+def _sequences(options):
+    table = train_sequences(options.h5, options.csv, options.out, options.seed, options.scale)
+    print(table.round(4).to_string())
+
+
 def _reference(options):
     make_reference()
     make_framing()
@@ -126,6 +143,8 @@ COMMANDS = {
     "study": lambda options: run_study(options.number, options.parts),
     "reference": _reference,
     "conditions": lambda options: make_conditions(),
+    "expressions": lambda options: make_expressions(options.number),
+    "sequences": _sequences,
     "benchmark": lambda options: make_benchmark(),
     "curve": _curve,
     "figures": lambda options: make_figures(),

@@ -197,12 +197,13 @@ def make_conditions():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+ONE_TARGET = 0.20  # share of the rows that keep one target, each of them equally often, and nothing else
 DROPOUT = (  # share of the rows, and how likely such a row keeps its type, its part, each of its targets
-    (0.15, (0.0, 0.0, 0.0)),
-    (0.15, (1.0, 0.0, 0.0)),
-    (0.15, (0.0, 1.0, 0.0)),
-    (0.20, (1.0, 1.0, 0.0)),
-    (0.35, (0.8, 0.8, 0.5)),
+    (0.12, (0.0, 0.0, 0.0)),
+    (0.12, (1.0, 0.0, 0.0)),
+    (0.12, (0.0, 1.0, 0.0)),
+    (0.18, (1.0, 1.0, 0.0)),
+    (0.26, (0.8, 0.8, 0.5)),  # last: without targets it takes the share of ONE_TARGET too
 )
 
 
@@ -224,9 +225,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         for k in range(len(targets)):
             groups += [2 + k, 2 + k]  # its value and its 1
         self.register_buffer("groups", torch.tensor(groups), persistent=False)
-        shares, kept = zip(*DROPOUT)
+        alone = [(ONE_TARGET / len(targets), (0.0, 0.0, *row)) for row in torch.eye(len(targets)).tolist()]
+        mixed = [(share, (*kept[:2], *[kept[2]] * len(targets))) for share, kept in DROPOUT]
+        shares, kept = zip(*alone, *mixed)
         self.register_buffer("line_ends", torch.tensor(shares).cumsum(0)[:-1], persistent=False)
-        kept = [(of_type, of_part, *[of_target] * len(targets)) for of_type, of_part, of_target in kept]
         self.register_buffer("keep_shares", torch.tensor(kept), persistent=False)
 
     @property
@@ -269,7 +271,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         columns += self._category_columns("part", self.config.parts, condition.get("part"), n)
         for k, key in enumerate(self.config.targets):
             columns += self._target_columns(k, key, condition.get(key), n)
-        return torch.tensor(np.array(columns, np.float32).T, device=self.mean.device).to(self.dtype)
+        encoded = np.array(columns, np.float32).reshape(self.size, n).T
+        return torch.tensor(encoded, device=self.mean.device).to(self.dtype)
 
     def _category_columns(self, key, known, asked, n):
         """One-hot columns of a category: a list of len(known) columns of n numbers."""
@@ -308,9 +311,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return values
 
     def drop(self, encoded):
-        """Condition dropout, for training: each row keeps what one of DROPOUT's lines, drawn by its share, leaves it.
+        """Condition dropout, for training: what each row keeps is drawn by the shares of DROPOUT and ONE_TARGET.
 
-        So every way of asking is frequent: for nothing, for a type or a part alone, for both, for any mixture.
+        So every way of asking is frequent: for nothing, for one condition alone, for type and part, for any mixture.
         Shapes: (B, size) -> (B, size).
         """
         line = torch.bucketize(torch.rand(len(encoded), device=encoded.device), self.line_ends)

@@ -1,5 +1,7 @@
 """Every network with weights to train, and the few formulas that belong to them."""
 
+import math
+
 import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -18,7 +20,6 @@ from molecule_diffusion.chemistry import (
     pairs_from_matrix,
     pairs_on,
 )
-from molecule_diffusion.conditions import CONDITION_TARGETS
 from molecule_diffusion.encodings import GRAPH_SIZE, one_hot_graphs, split_vector
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,6 +144,11 @@ class TokenVAE(ModelMixin, ConfigMixin):
         self.atom_head = nn.Linear(width, len(ATOM_TYPES))
         self.bond_head = PairHead(width)
 
+    @property
+    def latent_shape(self):
+        """Of one molecule's latent: (9, latent_dim)."""
+        return MAX_ATOMS, self.config.latent_dim
+
     def encode(self, atoms, bonds):
         """q(z | graph) = N(mean, exp(logvar)). Shapes: (B, 9), (B, 9, 9) -> mean, logvar, each (B, 9, latent_dim)."""
         tokens = self.embed(one_hot_graphs(atoms, bonds).to(self.dtype)) + self.position[0]
@@ -195,6 +201,67 @@ def encode_graphs(vae, atoms, bonds, batch_size=2000):
         mean, _ = vae.encode(some_atoms.to(vae.device), some_bonds.to(vae.device))
         means.append(mean.float().cpu())
     return torch.cat(means)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A VAE on sequences
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SequenceVAE(ModelMixin, ConfigMixin):
+    """A variational autoencoder on one-hot sequences of any length and width, the TokenVAE's sibling.
+
+    Neighbouring rows share a token, so that the transformers have few tokens to compare and a token much to say. A
+    sequence is given by the class numbers of its rows, int (B, length), which say the same as its one-hots.
+
+    Args:
+        length, classes: of the sequences: rows, and entries of a row.
+        rows: of a sequence that share one latent token.
+        width, layers: of the transformer encoder and of the decoder, which has the same size.
+        latent_dim: numbers per token.
+    """
+
+    @register_to_config
+    def __init__(
+        self, length: int, classes: int, rows: int = 4, width: int = 128, layers: int = 3, latent_dim: int = 8
+    ):
+        super().__init__()
+        tokens = math.ceil(length / rows)
+        self.embed = nn.Linear(rows * classes, width)
+        self.embed_latent = nn.Linear(latent_dim, width)
+        self.position = nn.Parameter(torch.randn(2, tokens, width) * 0.02)  # encoder's, decoder's
+        self.encoder = transformer(width, layers)
+        self.decoder = transformer(width, layers)
+        self.to_latent = nn.Linear(width, 2 * latent_dim)
+        self.head = nn.Linear(width, rows * classes)
+
+    @property
+    def latent_shape(self):
+        """Of one sequence's latent: (tokens, latent_dim)."""
+        return self.position.shape[1], self.config.latent_dim
+
+    def encode(self, classes):
+        """q(z | sequence) = N(mean, exp(logvar)). Shapes: (B, length) -> mean, logvar, each (B, tokens, latent_dim)."""
+        one_hots = F.one_hot(classes.long(), self.config.classes).to(self.dtype)
+        missing = self.position.shape[1] * self.config.rows - self.config.length  # rows of the last token
+        tokens = F.pad(one_hots, (0, 0, 0, missing)).reshape(len(classes), self.position.shape[1], -1)
+        mean, logvar = self.to_latent(self.encoder(self.embed(tokens) + self.position[0])).chunk(2, -1)
+        return mean, logvar.clamp(-12, 4)
+
+    def decode(self, z):
+        """Logits of p(sequence | z). Shapes: (B, tokens, latent_dim) -> (B, length, classes)."""
+        tokens = self.decoder(self.embed_latent(z) + self.position[1])
+        rows = self.head(tokens).reshape(len(z), -1, self.config.classes)
+        return rows[:, : self.config.length]
+
+    def loss(self, classes, kl_weight):
+        """Reconstruction and weighted KL per sequence in nats, as in `TokenVAE.loss`. Shapes: (B, length) -> ()."""
+        mean, logvar = self.encode(classes)
+        logits = self.decode(reparameterise(mean, logvar, torch.randn_like(mean)))
+        kl = kl_divergence(mean.float(), logvar.float()).sum()
+        return (summed_cross_entropy(logits, classes) + kl_weight * kl) / len(classes)
+
+    forward = loss  # so that training through DistributedDataParallel works
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +327,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         width, hidden, depth, time_dim: sizes of the residual MLP.
         condition_dim: numbers of the condition, 0 for none.
         self_conditioning: whether it reads its last guess.
+        tokens: of a latent: a molecule's nine, or those of a SequenceVAE.
     """
 
     @register_to_config
@@ -272,10 +340,11 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         time_dim: int = 128,
         condition_dim: int = 0,
         self_conditioning: bool = False,
+        tokens: int = MAX_ATOMS,
     ):
         super().__init__()
-        size = MAX_ATOMS * latent_dim
-        self.register_buffer("latent_mean", torch.zeros(MAX_ATOMS, latent_dim))
+        size = tokens * latent_dim
+        self.register_buffer("latent_mean", torch.zeros(tokens, latent_dim))
         self.register_buffer("latent_scale", torch.ones(()))
         self.register_buffer("vae_mark", torch.zeros(8))
         self.time = time_network(time_dim)
@@ -327,30 +396,3 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
 def _vae_mark(vae):
     """Eight of a VAE's weights, enough to tell it from any other."""
     return vae.to_latent.weight.detach().flatten()[:8].float()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The judge
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class PropertyOracle(ModelMixin, ConfigMixin):
-    """A judge that is no generator: gap and dipole from a molecular graph. A transformer over the nine atoms.
-
-    Args: width, layers: of the transformer; targets: names of the properties.
-    """
-
-    @register_to_config
-    def __init__(self, width: int = 128, layers: int = 3, targets: list = CONDITION_TARGETS[:2]):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(len(targets)))
-        self.register_buffer("std", torch.ones(len(targets)))
-        self.embed = nn.Linear(len(ATOM_TYPES) + MAX_ATOMS * len(BOND_TYPES), width)
-        self.position = nn.Parameter(torch.randn(MAX_ATOMS, width) * 0.02)
-        self.encoder = transformer(width, layers)
-        self.out = nn.Linear(MAX_ATOMS * width, len(targets))
-
-    def forward(self, atoms, bonds):
-        """Standardised properties. Shapes: atoms (B, 9), bonds (B, 9, 9), in canonical order -> (B, targets)."""
-        tokens = self.embed(one_hot_graphs(atoms, bonds).to(self.dtype)) + self.position
-        return self.out(self.encoder(tokens).flatten(1))

@@ -15,7 +15,8 @@ from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdic
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
 from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
-from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE
+from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, TokenVAE
+from molecule_diffusion.oracle import PropertyOracle, graph_features
 from molecule_diffusion.schedules import (
     GRAPH_NOISE_SCHEDULE,
     NOISE_SCHEDULE,
@@ -220,7 +221,7 @@ class TokenVAEPipeline(MoleculePipeline):
     def __call__(self, num_molecules=1000, generator=None, batch_size=1000):
         """Draw molecules. Returns: MoleculeOutput."""
         batches = self.batches(num_molecules, batch_size)
-        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        shape = self.vae.latent_shape
         output = self.empty_output(num_molecules, shape)
         for batch in self.progress_bar(batches):
             z = self.noise(batch, shape, generator)
@@ -344,7 +345,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
         if latents is not None and restarts is None:
             restarts = []
         stages = self.stages(num_inference_steps, restarts, strength)
-        shape = (MAX_ATOMS, self.vae.config.latent_dim)
+        shape = self.vae.latent_shape
         output = self.empty_output(num_molecules, shape)
         with self.progress_bar(total=len(batches) * sum(done for _, _, done in stages)) as bar:
             for batch in batches:
@@ -368,7 +369,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
                         step += 1
                         bar.update()
                 z = z * self.denoiser.latent_scale + self.denoiser.latent_mean  # no longer standardised
-                self.keep(output, batch, z, self.vae.decode_graphs(z))
+                self.keep(output, batch, z, self.decode(z))
         return output
 
     def predict(self, z_t, t, batch, guess):
@@ -378,6 +379,10 @@ class LatentDiffusionPipeline(MoleculePipeline):
         Shapes: z_t, guess (B, 9, latent_dim), t () -> v (B, 9, latent_dim).
         """
         return self.denoiser(z_t, t, z_0=guess)
+
+    def decode(self, z):
+        """What latents (B, 9, latent_dim) decode to, as `keep` takes it: atoms and bonds."""
+        return self.vae.decode_graphs(z)
 
     def _standardised(self, latents):
         latents = latents.to(device=self.device, dtype=self.dtype)
@@ -391,7 +396,7 @@ class LatentDiffusionPipeline(MoleculePipeline):
             return
         if not torch.is_tensor(latents):
             raise ValueError(f"latents={quoted(latents)}: expected a tensor, such as an output's latents")
-        shape = (num_molecules, MAX_ATOMS, self.vae.config.latent_dim)
+        shape = (num_molecules, *self.vae.latent_shape)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: expected {shape}, one for each molecule")
         if not latents.isfinite().all():
@@ -451,17 +456,8 @@ class DiffusionPriorPipeline(LatentDiffusionPipeline):
         self._guidance_scale = guidance_scale
         self._asked = self.encoder(condition, num_molecules).to(self.device)
         self._without = self.encoder(negative_condition, num_molecules).to(self.device)
-        return super().__call__(
-            num_molecules,
-            num_inference_steps,
-            generator,
-            batch_size,
-            callback_on_step_end,
-            latents,
-            strength,
-            restarts,
-            eta,
-        )
+        others = (num_inference_steps, generator, batch_size, callback_on_step_end, latents, strength, restarts, eta)
+        return super().__call__(num_molecules, *others)
 
     def predict(self, z_t, t, batch, guess):
         """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), in place of the network's own v.
@@ -495,6 +491,7 @@ class PropertyOraclePipeline(DiffusionPipeline):
         atoms, bonds = map(torch.from_numpy, to_graphs(smiles))
         values = [oracle.mean.new_zeros(0, len(oracle.mean))]
         for some_atoms, some_bonds in zip(atoms.split(batch_size), bonds.split(batch_size)):
-            values.append(oracle(some_atoms.to(self.device), some_bonds.to(self.device)))
+            values.append(oracle(*graph_features(some_atoms.to(self.device), some_bonds.to(self.device))))
         values = torch.cat(values) * oracle.std + oracle.mean
-        return pd.DataFrame(values.float().cpu().numpy(), columns=list(oracle.config.targets))
+        names = list(oracle.config.targets)
+        return pd.DataFrame(values[:, : len(names)].float().cpu().numpy(), columns=names)

@@ -18,7 +18,8 @@ from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, c
 from molecule_diffusion.encodings import graph_vector
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, write_json
 from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
-from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, PropertyOracle, TokenVAE, encode_graphs
+from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, TokenVAE, encode_graphs
+from molecule_diffusion.oracle import PropertyOracle, graph_features
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
     GraphDDPMPipeline,
@@ -154,14 +155,19 @@ def prepare_diffusion_prior(settings):
 
 
 def prepare_property_oracle(settings):
-    """A PropertyOracle, and graphs and targets of the half of the training split that the prior never sees."""
+    """A PropertyOracle, and what it reads and learns of the half of the training split that the prior never sees."""
     qm9 = shared_qm9()
     _, rows = qm9.halves()
     network = PropertyOracle(**settings["model"])
-    values = torch.from_numpy(np.stack([qm9.target(name)[rows] for name in network.config.targets], 1))
+    names = [*network.config.targets, *network.config.beside]
+    values = torch.from_numpy(np.stack([qm9.target(name)[rows] for name in names], 1))
     network.mean.copy_(values.mean(0))
     network.std.copy_(values.std(0))
-    return Ingredients(network, oracle_loss, [*graph_tensors(rows), (values - network.mean) / network.std])
+    graphs = [part.split(5000) for part in graph_tensors(rows)]
+    features = [graph_features(*some) for some in zip(*graphs)]
+    of_atoms, of_pairs = (torch.cat(parts) for parts in zip(*features))
+    loss = functools.partial(oracle_loss, asked=len(network.config.targets), beside_weight=settings["beside_weight"])
+    return Ingredients(network, loss, [of_atoms, of_pairs, (values - network.mean) / network.std])
 
 
 def prepare_retriever(settings):
@@ -305,12 +311,14 @@ RECIPES = {
     ),
     "property_oracle": Recipe(
         settings=dict(
-            model=dict(width=128, layers=3),
-            steps=2500,
-            batch_size=512,
+            model=dict(nodes=128, edges=64, layers=4),
+            beside_weight=0.2,
+            steps=36_000,
+            hold=0.3,
+            batch_size=128,
             learning_rate=1e-3,
-            warmup=300,
-            ema_decay=0.999,
+            warmup=500,
+            ema_decay=0.9995,
         ),
         prepare=prepare_property_oracle,
         pipeline=PropertyOraclePipeline,

@@ -421,9 +421,14 @@ def graph_diffusion_loss(model, x_0):
     return nats / len(x_0)
 
 
-def oracle_loss(model, atoms, bonds, values):
-    """Mean absolute error of standardised properties. Shapes: atoms (B, 9), bonds (B, 9, 9), values (B, targets)."""
-    return (model(atoms, bonds).float() - values).abs().mean()
+def oracle_loss(model, of_atoms, of_pairs, values, asked, beside_weight):
+    """Mean absolute error of standardised properties: the first `asked` of them, and, with less weight, the others.
+
+    Shapes: of_atoms, of_pairs as `graph_features` makes them, values (B, properties) -> ().
+    """
+    errors = (model(of_atoms, of_pairs).float() - values).abs().mean(0)
+    weighted = errors[:asked].sum() + beside_weight * errors[asked:].sum()
+    return weighted / (asked + beside_weight * (len(errors) - asked))
 
 
 def _logit_normal_timesteps(x_0, mean):

@@ -36,6 +36,7 @@ from molecule_diffusion.drawing import (
 from molecule_diffusion.encodings import split_vector, vector_graph
 from molecule_diffusion.evaluation import number_text, reference
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, ROOT, atomic, read_json
+from molecule_diffusion.grammar import expression_value, parse_expression
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Molecules and graphs
@@ -161,6 +162,44 @@ def _mixed(shares, colours):
     return shares @ colours / shares.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
+def show_expressions(texts, caption=None, low=-4.0, high=4.0, columns=4):
+    """Expressions in x as curves, each under its own text; where one has no real value, its curve has a gap.
+
+    Args: texts: a list of at most 24; None stands for a sequence that breaks the grammar. low, high: the range of x.
+    """
+    from matplotlib import pyplot as plt
+
+    if len(texts) > 24:
+        raise ValueError(f"{len(texts)} expressions: expected at most 24 in one picture")
+    x = np.linspace(low, high, 801)
+    rows = (len(texts) + columns - 1) // columns
+    fig, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 1.9 * rows), layout="constrained", squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, text in zip(axes.flat, texts):
+        ax.set_title("breaks the grammar" if text is None else text, fontsize=8)
+        if text is not None:
+            ax.set_axis_on()
+            y = expression_value(parse_expression(text), x)
+            ax.plot(x, y, color=COLOURS["blue"])
+            ax.set_ylim(_calm_range(y))
+            ax.tick_params(labelsize=7)
+    fig.supxlabel("x", fontsize=9)
+    readable = ", ".join(str(text) for text in texts)
+    show_figure(fig, f"Curves of {readable}", caption)
+
+
+def _calm_range(y):
+    """Limits for a curve that may run away near a pole: its middle nine tenths, and a little room."""
+    real = y[np.isfinite(y)]
+    if not len(real):
+        return -1, 1
+    low, high = np.percentile(real, [5, 95])
+    flat = high - low < 1e-6 * max(1, abs(low))  # a constant, but for rounding
+    room = max(1, abs(low) / 2) if flat else 0.2 * (high - low)
+    return low - room, high + room
+
+
 def show_map(points, values, smiles, label, caption=None):
     """A map of molecules, coloured by a property; live, the molecule at the pointer is drawn beside it.
 
@@ -259,17 +298,25 @@ def show_loss(history, title="training loss"):
 
 def _names_of_curves():
     """The checkpoints that data/results has a curve of validity and FCD for."""
-    curves = {path.stem.removesuffix("_curve"): read_json(path) for path in sorted(RESULTS.glob("*_curve.json"))}
-    return [name for name, entries in curves.items() if "fcd" in entries[0]]
+    names = [path.stem.removesuffix("_curve") for path in sorted(RESULTS.glob("*_curve.json"))]
+    return [name for name in names if len(_scored_entries(name)) > 1]
+
+
+def _scored_entries(name):
+    """The entries of a training's curve at which molecules were drawn and scored; others hold the loss only."""
+    path = RESULTS / f"{name}_curve.json"
+    return [entry for entry in read_json(path) if "fcd" in entry] if path.exists() else []
 
 
 def training_curve(name):
-    """Validity and FCD against training time, from data/results/NAME_curve.json, as a matplotlib figure."""
+    """Validity and FCD against training time, from data/results/NAME_curve.json, as a matplotlib figure.
+
+    Raises: ValueError if the molecules were not scored on the way, at two points or more.
+    """
     from matplotlib import pyplot as plt
 
-    path = RESULTS / f"{name}_curve.json"
-    entries = read_json(path) if path.exists() else []
-    if not entries or "fcd" not in entries[0]:
+    entries = _scored_entries(name)
+    if len(entries) < 2:
         drawn = ", ".join(_names_of_curves())
         raise ValueError(f"no curve of validity and FCD for {quoted(name)}; there are some of {drawn}")
     minutes = [entry["seconds"] / 60 for entry in entries]

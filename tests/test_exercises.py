@@ -12,6 +12,7 @@ import wrong_answers_00
 import wrong_answers_01
 import wrong_answers_03
 import wrong_answers_04
+import wrong_answers_05
 import wrong_answers_06
 import wrong_answers_07
 
@@ -155,15 +156,6 @@ def no_roots(x_0, x_t, t, betas):
     return (before * betas[t] * x_0 + (1 - betas[t]) * (1 - before) * x_t) / (1 - alpha_bar[t])
 
 
-def bar(betas):
-    return (1 - betas).cumprod(0)
-
-
-def unfiltered_design(pipe, oracle):
-    output = pipe(60, {"type": "nitrile", "part": "ring 5"}, generator=torch.Generator().manual_seed(0))
-    return sorted(set(output.valid_smiles))
-
-
 # number: what a student might write, and what the check must say to it
 WRONG = {
     "02.1": [
@@ -251,59 +243,13 @@ WRONG = {
         (lambda x_0, x_t, t, betas: (x_0 + x_t) / 2, "expected"),
         (lambda x_0, x_t, t, betas: helpers.posterior_mean(x_0, x_t, max(t - 1, 0), betas), "expected"),
     ],
-    "05.1": [
-        (lambda type, part, types, parts: np.eye(5)[parts.index(part) + 3], "expected"),
-        (lambda t, p, ts, ps: [*(p == n for n in ps), *(t == n for n in ts)], "type comes first"),
-        (lambda t, p, ts, ps: [t == n for n in ts], "the part is missing"),
-        (lambda t, p, ts, ps: [ts.index(t), 3 + ps.index(p)], "these are positions"),
-        (lambda t, p, ts, ps: [*(n == (t or ts[0]) for n in ts), *(p == n for n in ps)], "None is all zeros"),
-    ],
-    "05.2": [
-        (lambda c, groups, u, p: c * (u < p)[:, groups], "the other way round"),
-        (lambda c, groups, u, p: c * (u >= p)[:, groups] / (1 - p), "nothing is scaled up"),
-        (lambda c, groups, u, p: c * (u[:, :1] >= p), "each group is forgotten on its own"),
-        (lambda c, groups, u, p: (u >= p)[:, groups].float(), "multiply the condition"),
-        (lambda c, groups, u, p: c, "nothing was forgotten"),
-        (lambda c, groups, u, p: c * (u >= p)[:1, groups], "each molecule of the batch"),
-    ],
-    "05.3": [
-        (lambda f, z, t, a, w, s: f(z, t, a) + s * (f(z, t, a) - f(z, t, w)), "start from `without`"),
-        (lambda f, z, t, a, w, s: f(z, t, w) + s * f(z, t, a), r"\*difference\*"),
-        (lambda f, z, t, a, w, s: f(z, t, a) + s * (f(z, t, w) - f(z, t, a)), "exchanged"),
-        (lambda f, z, t, a, w, s: f(z, t, w + s * (a - w)), "expected|not the condition"),
-        (lambda f, z, t, a, w, s: f(z, t, a), "expected"),
-    ],
-    "05.4": [
-        (lambda x, e, t, b: (x - b[t] / (1 - bar(b)[t]) * e) / (1 / bar(b)[t].sqrt()), "both bugs"),
-        (
-            lambda x, e, t, b: (x - b[t] / (1 - bar(b)[t]).sqrt() * e) / (1 / bar(b)[t].sqrt()),
-            "shrinks where it should",
-        ),
-        (lambda x, e, t, b: (x - b[t] / (1 - bar(b)[t]).sqrt() * e) / bar(b)[t].sqrt(), "undoes α_t"),
-        (lambda x, e, t, b: (x - b[t] / (1 - bar(b)[t]) * e) / (1 - b[t]).sqrt(), "weight of the noise"),
-        (lambda x, e, t, b: (x - (1 - bar(b)[t]).sqrt() * e) / bar(b)[t].sqrt(), "expected"),
-    ],
-    "05.5": [
-        (lambda found, true: (found.argmax(-1) == true.argmax(-1)).mean(), r"share of \*rows\*"),
-        (lambda found, true: (found == true).all((1, 2, 3)).mean(), "need not be 0 and 1"),
-        (lambda found, true: (found.argmax(-1) != true.argmax(-1)).any((1, 2)).mean(), "that are wrong"),
-        (lambda found, true: (found.argmax(-1) == true.argmax(-1)).all((1, 2)).sum(), "not their number"),
-    ],
-    "05.6": [
-        (lambda pipe, oracle: ["N#CC1CCCC1"] * 10, "more than once"),
-        (lambda pipe, oracle: ["N#CC1CCCC1"], "the brief asks for 10"),
-        (lambda pipe, oracle: "N#CC1CCCC1", "expected a list of SMILES"),
-        (lambda pipe, oracle: [None] * 12, "leave out the invalid ones"),
-        (lambda pipe, oracle: ["not a molecule"] * 12, "not all of them are molecules"),
-        (lambda pipe, oracle: ["C" * n + "O" for n in range(1, 9)] + ["CCC(C)O", "CC(C)O"], "has type alcohol"),
-        (unfiltered_design, "has (type|part|gap|logP) .*measure before you hand over"),
-    ],
 }
 for answers in (
     wrong_answers_00,
     wrong_answers_01,
     wrong_answers_03,
     wrong_answers_04,
+    wrong_answers_05,
     wrong_answers_06,
     wrong_answers_07,
 ):

@@ -138,6 +138,12 @@ def no_machine_paths(notebook):
             yield f"a path of one machine: {text[found.start() : found.start() + 60]!r}"
 
 
+def no_placeholders(notebook):
+    for text in texts(notebook):
+        for found in re.finditer("[⟦⟧]", text):
+            yield f"a placeholder is left: {text[max(0, found.start() - 40) : found.start() + 40]!r}"
+
+
 def no_installs(notebook):
     for cell in cells(notebook, "code"):
         if re.search(r"\b(pip|conda|mamba)3?\b.*\binstall\b", cell.source):
@@ -225,6 +231,7 @@ RULES = [
     alt_texts,
     no_remote_files,
     no_machine_paths,
+    no_placeholders,
     no_installs,
     one_setup_cell,
     known_names,
@@ -320,6 +327,8 @@ BAD = [
     (no_machine_paths, make(f"open('{TMP}')")),
     (no_machine_paths, make(("1", [new_output("stream", text=f"saved to {ROOT_PATH}")]))),
     (no_machine_paths, make(("1", [shown({"text/html": f"<p>{WINDOWS}</p>"})]))),
+    (no_placeholders, make("# Text\nIt draws ⟦share: of the study⟧ of them.")),
+    (no_placeholders, make(("1", [new_output("stream", text="⟦all⟧")]))),
     (no_installs, make("%pip install x")),
     (no_installs, make("!python -m pip install x")),
     (one_setup_cell, make("import helpers")),
