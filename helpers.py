@@ -13,6 +13,8 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     conditions     tables of conditions, their files, the condition encoder
     models         networks that are trained: TokenVAE, SequenceVAE, GraphDenoiser, LatentDenoiser
     graph_denoisers  two more for graph diffusion: the graph as an image, and the graph as a graph
+    matching       which atom is which: a true graph against a decoder's probabilities
+    graphvae       GraphVAE of Simonovsky & Komodakis
     oracle         the judge: properties from a molecular graph
     sentences      a sentence as 384 numbers, by an open sentence model
     captions       structural facts with SMARTS and words; captions; what a query asks for
@@ -31,6 +33,7 @@ The rooms are the files of `molecule_diffusion/`, in the order in which data flo
     viewers        grids, graphs, film strips, maps, histograms, curves
     study_pictures  rows of a study with their seeds; latent diffusion as a picture
     viewer_3d      molecules to turn
+    vae_pictures   the networks of notebook 02, and the beliefs of a matching
     retrieval_pictures  the retriever's towers, and what each loss pulls and pushes
     search         molecules by a sentence: the index, the domain, what is found and why
     sampling       any number of molecules to a file
@@ -125,6 +128,16 @@ from molecule_diffusion.models import (
     timestep_embedding,
 )
 from molecule_diffusion.graph_denoisers import structure
+from molecule_diffusion.matching import (
+    SoftGraph,
+    as_soft_graph,
+    assign,
+    match_graphs,
+    max_pooling,
+    reorder,
+    similarities,
+)
+from molecule_diffusion.graphvae import GraphVAE
 from molecule_diffusion.oracle import PropertyOracle
 from molecule_diffusion.sentences import cached_embeddings, embed_sentences, load_sentence_model
 from molecule_diffusion.captions import (
@@ -166,6 +179,7 @@ from molecule_diffusion.retrieval import (
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
     GraphDDPMPipeline,
+    GraphVAEPipeline,
     LatentDiffusionPipeline,
     MoleculeOutput,
     PropertyOraclePipeline,
@@ -187,6 +201,7 @@ from molecule_diffusion.evaluation import (
 )
 from molecule_diffusion.checkpoints import load_pipeline
 from molecule_diffusion.open_models import OPEN_MODELS, OpenModel, draw_images, load_open_model, weights_in_cache
+from molecule_diffusion.scoring import graphvae_scores
 from molecule_diffusion.recipes import RECIPES, Recipe, train
 from molecule_diffusion.drawing import COLOURS, show_figure, show_image
 from molecule_diffusion.viewers import (
@@ -204,6 +219,7 @@ from molecule_diffusion.viewers import (
 )
 from molecule_diffusion.study_pictures import show_seeds, show_two_stages
 from molecule_diffusion.viewer_3d import show_3d
+from molecule_diffusion.vae_pictures import show_beliefs, show_network
 from molecule_diffusion.retrieval_pictures import show_pulls, show_towers
 from molecule_diffusion.search import build_index, molecule_index, search
 from molecule_diffusion.curve import curve_figure
@@ -227,18 +243,20 @@ sequence_graph split_vector vector_graph EXPRESSION_RULES expression_sequences e
 random_expressions spell_expression GRAPH_NOISE_SCHEDULE NOISE_SCHEDULE SAMPLER PowerSpacedDPMSolver alpha_bars
 cosine_betas posterior_mean q_sample sampler CONDITION_TARGETS ConditionEncoder condition_table load_conditions
 save_conditions GraphDenoiser LatentDenoiser PairHead ResidualBlock SequenceVAE TokenVAE encode_graphs kl_divergence
-reparameterise slerp standardise timestep_embedding structure PropertyOracle cached_embeddings embed_sentences
-load_sentence_model FACTS caption_table describe_facts fact_table facts_in leaks make_caption relevance why
-write_captions average_precision interval morgan pr_curve precision_at recall_at retrieval_scores scaffold_split
-tanimoto trigram_similarity LOSSES Retriever RetrieverPipeline metric_loss mine molecule_features qm9_facts
-retrieval_loss retrieval_queries training_pairs DiffusionPriorPipeline GraphDDPMPipeline LatentDiffusionPipeline
-MoleculeOutput PropertyOraclePipeline TokenVAEPipeline TrainingError diffusion_loss fit graph_diffusion_loss prior_loss
-vae_loss SequencePipeline train_sequences Evaluation evaluate exact_match fcd_to_validation framing_rows obedience
-random_graphs reconstruction_accuracy results_table load_pipeline OPEN_MODELS OpenModel draw_images load_open_model
-weights_in_cache RECIPES Recipe train COLOURS show_figure show_image course_map show_diagram show_expressions
+reparameterise slerp standardise timestep_embedding structure SoftGraph as_soft_graph assign match_graphs max_pooling
+reorder similarities GraphVAE PropertyOracle cached_embeddings embed_sentences load_sentence_model FACTS caption_table
+describe_facts fact_table facts_in leaks make_caption relevance why write_captions average_precision interval morgan
+pr_curve precision_at recall_at retrieval_scores scaffold_split tanimoto trigram_similarity LOSSES Retriever
+RetrieverPipeline metric_loss mine molecule_features qm9_facts retrieval_loss retrieval_queries training_pairs
+DiffusionPriorPipeline GraphDDPMPipeline GraphVAEPipeline LatentDiffusionPipeline MoleculeOutput PropertyOraclePipeline
+TokenVAEPipeline TrainingError diffusion_loss fit graph_diffusion_loss prior_loss vae_loss SequencePipeline
+train_sequences Evaluation evaluate exact_match fcd_to_validation framing_rows obedience random_graphs
+reconstruction_accuracy results_table load_pipeline OPEN_MODELS OpenModel draw_images load_open_model weights_in_cache
+graphvae_scores RECIPES Recipe train COLOURS show_figure show_image course_map show_diagram show_expressions
 show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties training_curve show_seeds
-show_two_stages show_3d show_pulls show_towers build_index molecule_index search curve_figure checked solved compare
-predict line_up lettered_schedules repaint BRIEF patient example_curves check_setup study_rows main
+show_two_stages show_3d show_beliefs show_network show_pulls show_towers build_index molecule_index search curve_figure
+checked solved compare predict line_up lettered_schedules repaint BRIEF patient example_curves check_setup study_rows
+main
 """.split()
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every room asks of its arguments and surroundings: counts, seeds, lists, processes; how errors quote them."""
+"""What every room asks of its arguments: counts, seeds, lists, batches, which process this is; what errors quote."""
 
 import os
 
@@ -68,3 +68,35 @@ def check_finite(name, *tensors):
     """Raises: ValueError where one of the tensors, together called `name`, holds NaN or infinite values."""
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ValueError(f"{name}: NaN or infinite values; weights, latents or vectors are damaged")
+
+
+def slices(num_molecules, batch_size):
+    """The slices of 0 .. num_molecules - 1, one after the other, for there may be very many.
+
+    Raises: ValueError at once for what are no counts.
+    """
+    check_count("num_molecules", num_molecules)
+    check_count("batch_size", batch_size)
+    starts = range(0, num_molecules, batch_size)
+    return (slice(start, min(start + batch_size, num_molecules)) for start in starts)
+
+
+def part_of(value, batch):
+    """What a batch, a slice of all molecules, gets of an argument: its part of a tensor or of a dict's sequences."""
+    if isinstance(value, dict):
+        return {key: part_of(entry, batch) for key, entry in value.items()}
+    return value[batch] if is_for_each(value) else value
+
+
+def is_for_each(value):
+    """Whether an argument is a sequence that holds a value for each molecule."""
+    return not isinstance(value, str) and np.ndim(value) > 0
+
+
+def check_lengths(name, value, num_molecules):
+    """Raises: ValueError for a sequence, in a dict too, that is not of num_molecules values."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            check_lengths(key, entry, num_molecules)
+    elif is_for_each(value) and len(value) != num_molecules:
+        raise ValueError(f"{name} has {len(value)} values for {num_molecules} molecules; expected one for each")

@@ -10,11 +10,20 @@ from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from molecule_diffusion.checks import check_count, check_number, check_smiles_list, quoted
+from molecule_diffusion.checks import (
+    check_count,
+    check_lengths,
+    check_number,
+    check_smiles_list,
+    part_of,
+    quoted,
+    slices,
+)
 from molecule_diffusion.chemistry import MAX_ATOMS, to_graphs, to_smiles, verdict
 from molecule_diffusion.conditions import ConditionEncoder
 from molecule_diffusion.encodings import GRAPH_SIZE, expected_graph, vector_graph
 from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
+from molecule_diffusion.graphvae import GraphVAE
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, TokenVAE
 from molecule_diffusion.oracle import PropertyOracle, graph_features
 from molecule_diffusion.schedules import (
@@ -65,16 +74,16 @@ class MoleculePipeline(DiffusionPipeline):
         Together they are the molecules that one call with the same generator and batch size returns.
         Args: as of the call. What is given for each molecule (latents, the values of a condition) is given for all.
         """
-        batches = _slices(num_molecules, batch_size)
+        batches = slices(num_molecules, batch_size)
         for name, value in arguments.items():
-            _check_lengths(name, value, num_molecules)
+            check_lengths(name, value, num_molecules)
         for batch in batches:
-            own = {name: _part_of(value, batch) for name, value in arguments.items()}
+            own = {name: part_of(value, batch) for name, value in arguments.items()}
             yield self(batch.stop - batch.start, batch_size=batch_size, generator=generator, **own)
 
     def batches(self, num_molecules, batch_size):
         """The molecules that are drawn together: a list of slices of 0 .. num_molecules - 1."""
-        return list(_slices(num_molecules, batch_size))
+        return list(slices(num_molecules, batch_size))
 
     def noise(self, batch, shape, generator):
         """Standard normal noise for one batch: (molecules, *shape)."""
@@ -178,38 +187,6 @@ class MoleculePipeline(DiffusionPipeline):
         output.smiles.extend(to_smiles(atoms, bonds))
 
 
-def _slices(num_molecules, batch_size):
-    """The slices of 0 .. num_molecules - 1, one after the other, for there may be very many.
-
-    Raises: ValueError at once for what are no counts.
-    """
-    check_count("num_molecules", num_molecules)
-    check_count("batch_size", batch_size)
-    starts = range(0, num_molecules, batch_size)
-    return (slice(start, min(start + batch_size, num_molecules)) for start in starts)
-
-
-def _part_of(value, batch):
-    """What a batch, a slice of all molecules, gets of an argument: its part of a tensor or of a dict's sequences."""
-    if isinstance(value, dict):
-        return {key: _part_of(entry, batch) for key, entry in value.items()}
-    return value[batch] if _is_for_each(value) else value
-
-
-def _is_for_each(value):
-    """Whether an argument is a sequence that holds a value for each molecule."""
-    return not isinstance(value, str) and np.ndim(value) > 0
-
-
-def _check_lengths(name, value, num_molecules):
-    """Raises: ValueError for a sequence, in a dict too, that is not of num_molecules values."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_lengths(key, entry, num_molecules)
-    elif _is_for_each(value) and len(value) != num_molecules:
-        raise ValueError(f"{name} has {len(value)} values for {num_molecules} molecules; expected one for each")
-
-
 class TokenVAEPipeline(MoleculePipeline):
     """Molecules from a TokenVAE's prior: z ~ N(0, I), decoded."""
 
@@ -226,6 +203,25 @@ class TokenVAEPipeline(MoleculePipeline):
         for batch in self.progress_bar(batches):
             z = self.noise(batch, shape, generator)
             self.keep(output, batch, z, self.vae.decode_graphs(z))
+        return output
+
+
+class GraphVAEPipeline(MoleculePipeline):
+    """Molecules from a GraphVAE's prior: z ~ N(0, I), decoded (Simonovsky & Komodakis, arXiv:1802.03480)."""
+
+    def __init__(self, vae: GraphVAE):
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    @torch.no_grad()
+    def __call__(self, num_molecules=1000, generator=None, batch_size=1000, spanning_tree=True):
+        """Draw molecules. Args: spanning_tree: see `GraphVAE.decode_graphs`. Returns: MoleculeOutput."""
+        batches = self.batches(num_molecules, batch_size)
+        shape = (self.vae.config.latent_dim,)
+        output = self.empty_output(num_molecules, shape)
+        for batch in self.progress_bar(batches):
+            z = self.noise(batch, shape, generator)
+            self.keep(output, batch, z, self.vae.decode_graphs(z, spanning_tree))
         return output
 
 

@@ -18,11 +18,13 @@ from molecule_diffusion.conditions import CONDITION_TARGETS, ConditionEncoder, c
 from molecule_diffusion.encodings import graph_vector
 from molecule_diffusion.files import CHECKPOINTS, RESULTS, TRAINING, write_json
 from molecule_diffusion.graph_denoisers import GraphNetworkDenoiser, PixelDenoiser
+from molecule_diffusion.graphvae import GraphVAE
 from molecule_diffusion.models import GraphDenoiser, LatentDenoiser, TokenVAE, encode_graphs
 from molecule_diffusion.oracle import PropertyOracle, graph_features
 from molecule_diffusion.pipelines import (
     DiffusionPriorPipeline,
     GraphDDPMPipeline,
+    GraphVAEPipeline,
     LatentDiffusionPipeline,
     PropertyOraclePipeline,
     TokenVAEPipeline,
@@ -37,10 +39,12 @@ from molecule_diffusion.retrieval import (
 )
 from molecule_diffusion.schedules import GRAPH_NOISE_SCHEDULE, NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver, sampler
 from molecule_diffusion.scoring import (
+    monitor_graphvae,
     monitor_property_oracle,
     monitor_retriever,
     monitor_token_vae,
     score_for_card,
+    score_graphvae,
     score_on_the_way,
     score_property_oracle,
     score_retriever,
@@ -121,6 +125,14 @@ def prepare_token_vae(settings):
     qm9 = shared_qm9()
     loss = functools.partial(vae_loss, kl_weight=settings["kl_weight"])
     return Ingredients(TokenVAE(**settings["model"]), loss, graph_tensors(qm9.train))
+
+
+def prepare_graphvae(settings):
+    """A GraphVAE, and the graphs of the training split; its KL is averaged over the latent."""
+    qm9 = shared_qm9()
+    network = GraphVAE(**settings["model"])
+    loss = functools.partial(vae_loss, kl_weight=1 / network.config.latent_dim)
+    return Ingredients(network, loss, graph_tensors(qm9.train))
 
 
 def prepare_graph_diffusion(settings, network=GraphDenoiser):
@@ -220,6 +232,22 @@ RECIPES = {
         component="vae",
         monitor=monitor_token_vae,
         score=score_token_vae,
+    ),
+    "graphvae": Recipe(
+        settings=dict(
+            model=dict(latent_dim=80),
+            steps=24_000,
+            batch_size=128,
+            learning_rate=1e-3,
+            warmup=200,
+            ema_decay=0.999,
+            recorded=False,  # the Hungarian algorithm works on the CPU
+        ),
+        prepare=prepare_graphvae,
+        pipeline=GraphVAEPipeline,
+        component="vae",
+        monitor=monitor_graphvae,
+        score=score_graphvae,
     ),
     "graph_ddpm": Recipe(
         settings=dict(

@@ -68,7 +68,6 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
     progress = Progress()
     if state is not None and Path(state).exists():
         progress = load_state(state, plain, ema, optimizer, settings, seed)
-        averaged.load_state_dict(plain.state_dict())  # for its buffers; ema has the parameters
     data = [column.to(accelerator.device) for column in data]
     train_on = _training_step(model, loss, data, optimizer, accelerator, settings)
     saved = time.monotonic()
@@ -88,8 +87,7 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
             if progress.step in monitor_steps or _entry_is_due(progress.step, steps):
                 progress.history.append(progress.entry())
             if progress.step in monitor_steps and monitor is not None and accelerator.is_main_process:
-                ema.copy_to(averaged.parameters())
-                progress.history[-1] |= monitor(averaged)
+                progress.history[-1] |= monitor(_averaged(averaged, ema, plain))
                 bar.write(json.dumps(progress.history[-1]))
             save_is_due = progress.step == steps or interrupts or time.monotonic() - saved > SAVE_EVERY
             if state is not None and save_is_due and accelerator.is_main_process:
@@ -97,8 +95,18 @@ def fit(model, loss, data, settings, seed=0, state=None, monitor=None, monitor_s
                 saved = time.monotonic()
             if interrupts:
                 raise KeyboardInterrupt(f"stopped after step {progress.step} of {steps}")
+    return _averaged(averaged, ema, plain), progress.history
+
+
+def _averaged(averaged, ema, model):
+    """The averaged model, brought up to date: its parameters are the averages, its buffers the model's own.
+
+    (Batch norm's running means are such buffers.)
+    """
+    for own, current in zip(averaged.buffers(), model.buffers()):
+        own.copy_(current)
     ema.copy_to(averaged.parameters())
-    return averaged, progress.history
+    return averaged
 
 
 def _may_record(accelerator, settings):

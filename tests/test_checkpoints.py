@@ -22,7 +22,7 @@ NAMES = sorted(helpers.RECIPES)
 
 
 # networks of which no older checkpoint can be
-SINCE_THE_ROOMS = {"gnn_ddpm", "pixel_ddpm", "property_oracle", "retriever"}
+SINCE_THE_ROOMS = {"gnn_ddpm", "graphvae", "pixel_ddpm", "property_oracle", "retriever"}
 
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -356,7 +356,7 @@ def test_the_shipped_files_name_the_rooms_and_every_setting(name):
     index = json.loads((helpers.CHECKPOINTS / name / "model_index.json").read_text())
     assert index.pop("restarts", []) == [list(restart) for restart in helpers.RECIPES[name].restarts]
     libraries = {entry[0] for entry in index.values() if isinstance(entry, list)}
-    rooms = ("models", "graph_denoisers", "oracle", "schedules", "conditions", "retrieval")
+    rooms = ("models", "graph_denoisers", "graphvae", "oracle", "schedules", "conditions", "retrieval")
     assert libraries <= {f"molecule_diffusion.{room}" for room in rooms} | {"diffusers"}
     if "molecule_diffusion.schedules" in libraries:
         config = json.loads((helpers.CHECKPOINTS / name / "scheduler" / "scheduler_config.json").read_text())

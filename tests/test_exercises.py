@@ -10,6 +10,7 @@ import pytest
 import torch
 import wrong_answers_00
 import wrong_answers_01
+import wrong_answers_02
 import wrong_answers_03
 import wrong_answers_04
 import wrong_answers_05
@@ -158,57 +159,6 @@ def no_roots(x_0, x_t, t, betas):
 
 # number: what a student might write, and what the check must say to it
 WRONG = {
-    "02.1": [
-        (lambda mean, logvar, eps: mean + logvar * eps, "`logvar` is a logarithm"),
-        (lambda mean, logvar, eps: mean + logvar.exp() * eps, "variance σ²"),
-        (lambda mean, logvar, eps: mean + (0.5 * logvar).exp(), "`eps` is missing"),
-        (lambda mean, logvar, eps: mean + (-0.5 * logvar).exp() * eps, "sign in the exponential"),
-        (lambda mean, logvar, eps: mean * (0.5 * logvar).exp() + eps, "expected"),
-    ],
-    "02.2": [
-        (lambda mean, logvar: -helpers.kl_divergence(mean, logvar), "never negative"),
-        (lambda mean, logvar: 2 * helpers.kl_divergence(mean, logvar), "factor ½"),
-        (lambda mean, logvar: helpers.kl_divergence(mean, logvar).sum(), "one number for the whole batch"),
-        (lambda mean, logvar: helpers.kl_divergence(mean.T, logvar.T), "sums over the batch"),
-        (lambda mean, logvar: helpers.kl_divergence(mean, logvar) / 3, "mean over dimensions"),
-        (lambda mean, logvar: 0.5 * (mean**2 + logvar**2 - 1 - logvar).sum(-1), r"σ² is exp\(logvar\)"),
-    ],
-    "02.3": [
-        (lambda a, order: a, "nothing moved"),
-        (lambda a, order: a[torch.arange(2)[:, None], order], "rows moved but columns did not"),
-        (lambda a, order: a.mT[torch.arange(2)[:, None], order].mT, "columns moved but rows did not"),
-        (lambda a, order: helpers.align(a, order.argsort(1)), "this is the inverse"),
-        (lambda a, order: helpers.align(a, order[:1].expand(2, -1)), "the first one's order"),
-    ],
-    "02.4": [
-        (lambda a, bond, atom: helpers.apply_thresholds(a, atom, bond), "exchanged"),
-        (lambda a, bond, atom: helpers.apply_thresholds(a, bond, atom)[1], "return two things"),
-        (lambda a, bond, atom: (helpers.apply_thresholds(a, bond, atom)[0], (a > bond) & ~torch.eye(9).bool()), "both"),
-        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) > atom, thresholds(a, bond, atom, axis=2)), "only rows"),
-        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) > atom, thresholds(a, bond, atom, axis=1)), "only columns"),
-        (lambda a, bond, atom: (a.diagonal(dim1=1, dim2=2) < atom, a > bond), "above the threshold exists"),
-        (with_loops, "clear the diagonal"),
-    ],
-    "02.5": [
-        (lambda smiles: (sum(s is not None for s in smiles) / 8, 0.6), "in pieces"),
-        (lambda smiles: (5 / 6, 3 / 5), "divide by all, None included"),
-        (lambda smiles: (5, 3), "this is a count"),
-        (lambda smiles: (5 / 8, 3 / 8), "unique is a share of the valid ones"),
-        (lambda smiles: (5 / 8, 4 / 6), "the pieces are counted"),
-        (lambda smiles: (5 / 8, 2 / 5), "count distinct ones"),
-        (lambda smiles: (5 / 8, 3 / 5), "no valid one"),
-        (lambda smiles: 5 / 8, "return two things"),
-    ],
-    "02.6": [
-        (lambda a, b, s: (1 - s) * a + s * b, "straight line"),
-        (lambda a, b, s: helpers.slerp(b, a, s), "ends are exchanged"),
-        (
-            lambda a, b, s: helpers.slerp(a, b, s) * torch.sin(torch.arccos((a @ b) / (a.norm() * b.norm()))),
-            "divide by",
-        ),
-        (slerp_without_lengths, "divide a·b by both lengths"),
-        (lambda a, b, s: helpers.slerp(a / a.norm(), b / b.norm(), s), "expected"),
-    ],
     "03.1": [
         (lambda betas: 1 - betas, "α of single steps"),
         (lambda betas: betas.cumprod(0), "multiplies the β"),
@@ -247,6 +197,7 @@ WRONG = {
 for answers in (
     wrong_answers_00,
     wrong_answers_01,
+    wrong_answers_02,
     wrong_answers_03,
     wrong_answers_04,
     wrong_answers_05,
