@@ -231,6 +231,7 @@ from molecule_diffusion.exercises.notebook_04 import repaint
 from molecule_diffusion.exercises.notebook_05 import BRIEF
 from molecule_diffusion.exercises.notebook_06_lab import patient
 from molecule_diffusion.exercises.notebook_07 import example_curves
+from molecule_diffusion.exercises.notebook_07_lab import try_miner
 from molecule_diffusion.notebooks import check_setup, study_rows
 from molecule_diffusion.cli import main
 
@@ -255,8 +256,8 @@ reconstruction_accuracy results_table load_pipeline OPEN_MODELS OpenModel draw_i
 graphvae_scores RECIPES Recipe train COLOURS show_figure show_image course_map show_diagram show_expressions
 show_filmstrip show_graph show_grid show_latent_filmstrip show_loss show_map show_properties training_curve show_seeds
 show_two_stages show_3d show_beliefs show_network show_pulls show_towers build_index molecule_index search curve_figure
-checked solved compare predict line_up lettered_schedules repaint BRIEF patient example_curves check_setup study_rows
-main
+checked solved compare predict line_up lettered_schedules repaint BRIEF patient example_curves try_miner check_setup
+study_rows main
 """.split()
 
 if __name__ == "__main__":

@@ -229,51 +229,54 @@ KEEP_NEW = [
     (lambda drawn, obeys, known: [], "are missing and none are too many"),
 ]
 
-MINED = {"miner": "hard", "margin": 0.2, "spare_right": True}
 
-MINER = [
-    (MINED | {"miner": "easy"}, "mAP .* was asked for. The loss of an easy negative is 0"),
-    (MINED | {"spare_right": False}, "mAP .* Right molecules of other captions"),
-    (MINED | {"miner": "random", "spare_right": False}, "mAP .* Right molecules of other captions"),
-    (MINED | {"miner": "hardest"}, "expected one of hard, semihard, easy, random"),
-    (MINED | {"margin": 3}, "margin=3: expected a number above 0, at most 2"),
-    (MINED | {"margin": "0.2"}, "margin='0.2': expected a number above 0"),
-    (MINED | {"spare_right": "yes"}, "spare_right='yes': expected True or False"),
-    (MINED | {"seed": 3}, "there is no knob 'seed'"),
-    ({"miner": "hard", "margin": 0.2}, "'spare_right' is missing"),
-    (("hard", 0.2), "a dict was expected"),
+def con(read=lambda shares, fits: -((shares * fits).sum(1) / fits.sum(1)).mean(), scale=lambda s, t: s / t, over=1):
+    """An answer to 07.5 with another reading of the logarithms of the shares, another scale or direction."""
+    return lambda scores, fits, temperature: read(scale(scores, temperature).log_softmax(over), fits)
+
+
+def against_the_wrong(scores, fits, temperature):
+    logits = scores / temperature
+    wrong = (logits.exp() * ~fits).sum(1, keepdim=True)
+    return -(((logits.exp() / (logits.exp() + wrong)).log() * fits).sum(1) / fits.sum(1)).mean()
+
+
+SUP_CON = [
+    (lambda *given: notebook_07.info_nce(*given), "this is the loss of 07.4"),
+    (con(lambda shares, fits: -shares.diagonal().mean()), "only the own molecule has its turn"),
+    (against_the_wrong, "below stand the wrong molecules"),
+    (con(lambda shares, fits: -((shares.exp() * fits).sum(1) / fits.sum(1)).log().mean()), "the mean share"),
+    (con(lambda shares, fits: -(shares.exp() * fits).sum(1).log().mean()), "the summed shares"),
+    (con(lambda shares, fits: -((shares.exp() * fits).sum(1) / fits.sum(1)).mean()), "the logarithm is missing"),
+    (con(lambda shares, fits: -(shares * fits).sum(1).mean()), "divided by their number"),
+    (con(lambda shares, fits: -shares[fits].mean()), "average within each caption first"),
+    (con(lambda shares, fits: -(shares * fits).mean()), "divide by the number of \\*right\\* ones"),
+    (con(over=0), "runs over the captions"),
+    (con(scale=lambda s, t: s * t), "divide by it"),
+    (con(scale=lambda s, t: s), "the temperature has no effect"),
+    (con(lambda shares, fits: ((shares * fits).sum(1) / fits.sum(1)).mean()), "the sign"),
+    (con(lambda shares, fits: -((shares * fits).sum(1) / fits.sum(1)).sum()), "take the mean"),
+    (lambda *given: notebook_07_lab.sup_con(*given).item(), "cut off from the scores"),
+    (lambda scores, fits, t: notebook_07_lab.sup_con(scores, fits, t) * torch.nan, "nan. After a logit"),
 ]
 
+RIGHT_CLAIMS = notebook_07_lab.claims
 
-def judged(half, mean=lambda d: d.mean(), said=None):
-    """An answer to 07.9 with another half width, mean or word."""
-
-    def answer(one, other):
-        difference = one - other
-        wide = half(difference, one, other)
-        word = said(difference.mean(), wide) if said else notebook_07_lab.verdict(one, other)[2]
-        return mean(difference), wide, word
-
-    return answer
-
-
-def fine(d, one, other):
-    return 2.776 * d.std(ddof=1) / 5**0.5
-
-
-VERDICT = [
-    (judged(fine, mean=lambda d: -d.mean()), "the first arm minus the second"),
-    (judged(lambda d, one, other: 2.776 * d.std(ddof=1)), "standard \\*errors\\*"),
-    (judged(lambda d, one, other: 2.776 * d.std() / 5**0.5), "ddof=1"),
-    (judged(lambda d, one, other: 1.96 * d.std(ddof=1) / 5**0.5), "for five take 2.776"),
-    (judged(lambda d, one, other: d.std(ddof=1) / 5**0.5), "one standard error"),
-    (judged(lambda d, one, other: 2.776 * (one.var(ddof=1) / 5 + other.var(ddof=1) / 5) ** 0.5), "each pair first"),
-    (judged(lambda d, one, other: 2.776 * d.var(ddof=1) / 5**0.5), "a variance"),
-    (judged(lambda d, one, other: 5.552 * d.std(ddof=1) / 5**0.5), "the whole width"),
-    (judged(fine, said=lambda mean, half: "helps" if mean > 0 else "harms"), "0: the interval runs.*'helps' cannot"),
-    (judged(fine, said=lambda mean, half: "helps" if abs(mean) > half else "not resolved"), "loses.*'helps' cannot"),
-    (judged(fine, said=lambda mean, half: "no effect"), "'no effect' is none of helps, harms, not resolved"),
-    (lambda one, other: (one - other).mean(), "return three things"),
+CLAIMS = [
+    (RIGHT_CLAIMS | {"A": ("again", "before")}, "A: again and before differ in the group told of and the group seen"),
+    (RIGHT_CLAIMS | {"B": ("again", "repeat")}, "B: again and repeat differ in sentences. .*how often"),
+    (RIGHT_CLAIMS | {"C": ("generated", "before")}, "C: generated and before differ in .* and molecules"),
+    (RIGHT_CLAIMS | {"D": ("mutated", "generated")}, "D: the right two, in the wrong order"),
+    (RIGHT_CLAIMS | {"E": ("repeat", "before")}, "E: repeat and before differ in the group told of"),
+    (RIGHT_CLAIMS | {"E": ("before", "longer")}, "E: the right two, in the wrong order"),
+    (RIGHT_CLAIMS | {"E": None}, "E: there are two arms that differ in this alone"),
+    (RIGHT_CLAIMS | {"F": ("named", "before")}, "F: named and before differ in the group told of and sentences"),
+    (RIGHT_CLAIMS | {"F": ("repeat", "before")}, "F: repeat and before differ in .*the group seen"),
+    (RIGHT_CLAIMS | {"A": ("again", "again")}, "A: again and again are the same arm"),
+    (RIGHT_CLAIMS | {"A": ("again", "twice")}, "A: 'twice' is none of the arms"),
+    (RIGHT_CLAIMS | {"A": "again"}, "A: two arms in brackets were expected"),
+    ({"A": ("again", "repeat")}, "'B' is missing"),
+    (list(RIGHT_CLAIMS), "a dict was expected, list came"),
 ]
 
 WRONG = {
@@ -281,9 +284,9 @@ WRONG = {
     "07.2": PRECISION_RECALL,
     "07.3": CURVES,
     "07.4": INFO_NCE,
-    "07.5": MINER,
+    "07.5": SUP_CON,
     "07.6": NEIGHBOURS,
     "07.7": FITS_WORDS,
     "07.8": KEEP_NEW,
-    "07.9": VERDICT,
+    "07.9": CLAIMS,
 }

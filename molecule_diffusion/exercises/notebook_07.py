@@ -1,6 +1,6 @@
 """Notebook 07: scores of a retrieval, their curves, a loss, a query in its own index, words and rules, a filter.
 
-The miner to tune, 07.5, and the differences in pairs, 07.9, stand in notebook_07_lab.
+SupCon, 07.5, and the arms to compare, 07.9, stand in notebook_07_lab.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from molecule_diffusion.exercises.predicting import Name, Number, prediction
 prediction("07.p1", Number("mAP of a random order", lowest=0, highest=1))
 prediction("07.p2", Name(("fingerprint", "latent")))
 prediction("07.p3", Number("of the draws", lowest=0, highest=1))
-prediction("07.p4", Name(("before", "repeat", "named", "again", "mutated", "generated")))
+prediction("07.p4", Number("AP of the group", lowest=0, highest=1))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 07.1: mean average precision

@@ -1,4 +1,4 @@
-"""Notebook 07: a miner to tune (07.5), on a retriever that trains while one waits; differences in pairs (07.9)."""
+"""Notebook 07: SupCon (07.5); a small retriever by miner, trained while one waits; which arms are compared (07.9)."""
 
 import functools
 
@@ -15,51 +15,100 @@ from molecule_diffusion.ranking import average_precision, morgan, ranked_hits
 from molecule_diffusion.sentences import embed_sentences
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.5: a miner to tune
+# 07.5: SupCon
 # ---------------------------------------------------------------------------------------------------------------------
 
-MINERS = ("hard", "semihard", "easy", "random")
+
+def sup_con(scores, fits, temperature=0.1):
+    """SupCon of a batch of captions: InfoNCE for each right molecule in turn, all molecules in the sum below.
+
+    Args: scores: cosines; fits: whether molecule j has everything that caption i names. Shapes: (B, B) -> ().
+    """
+    log_shares = (scores / temperature).log_softmax(1)
+    own_means = (log_shares * fits).sum(1) / fits.sum(1)
+    return -own_means.mean()
+
+
+def _wrong_sup_con(scores, fits, temperature, mistake):
+    """`sup_con` with one of the mistakes that students make, to recognise it."""
+    own = torch.eye(len(scores), dtype=torch.bool)
+    logits = scores * temperature if mistake == "times" else scores / temperature
+    if mistake == "no temperature":
+        logits = scores
+    log_shares = logits.log_softmax(0 if mistake == "columns" else 1)
+    if mistake == "InfoNCE":
+        return -logits.masked_fill(fits & ~own, -torch.inf).log_softmax(1).diagonal().mean()
+    if mistake == "own":
+        return -log_shares.diagonal().mean()
+    if mistake == "wrong below":  # each right one against the wrong ones and itself
+        wrong = logits.masked_fill(fits, -torch.inf).logsumexp(1, keepdim=True)
+        log_shares = logits - torch.logaddexp(logits, wrong)
+    if mistake == "log of mean":
+        return -((log_shares.exp() * fits).sum(1) / fits.sum(1)).log().mean()
+    if mistake == "log of sum":
+        return -(log_shares.exp() * fits).sum(1).log().mean()
+    if mistake == "no log":
+        return -((log_shares.exp() * fits).sum(1) / fits.sum(1)).mean()
+    if mistake == "sum of right":
+        return -(log_shares * fits).sum(1).mean()
+    if mistake == "all pairs":
+        return -log_shares[fits].mean()
+    if mistake == "by batch":
+        return -(log_shares * fits).mean()
+    per_caption = (log_shares * fits).sum(1) / fits.sum(1)
+    if mistake == "sum":
+        return -per_caption.sum()
+    return per_caption.mean() if mistake == "sign" else -per_caption.mean()
+
+
+_SUP_CON_MISTAKES = {
+    "InfoNCE": "this is the loss of 07.4: the other right molecules are left out; here each has its turn above",
+    "own": "only the own molecule has its turn above; every molecule that fits must have one",
+    "wrong below": "below stand the wrong molecules and one right one; all molecules of the batch must stand there",
+    "log of mean": "this is the logarithm of the mean share; take the mean of the logarithms. Else one right molecule "
+    "with a large share would excuse the others",
+    "log of sum": "this is the logarithm of the summed shares of the right ones: take the logarithm of each, then the "
+    "mean. Else one right molecule with a large share would excuse the others",
+    "no log": "the logarithm is missing: these are shares",
+    "sum of right": "the sum over a caption's right molecules must be divided by their number |P|",
+    "all pairs": "all right pairs of the batch are in one mean; average within each caption first, then over captions",
+    "by batch": "the sum is divided by all molecules of the batch; divide by the number of *right* ones",
+    "columns": "the softmax runs over the captions; it must run over the molecules, one row per caption",
+    "times": "the scores are multiplied by the temperature; divide by it",
+    "no temperature": "the temperature has no effect; divide the scores by it",
+    "sum": "this is the sum over the captions; take the mean",
+    "sign": "the sign: the loss is *minus* the mean logarithm",
+}
+
+
+@exercise("07.5", sup_con)
+def _check_sup_con(answer):
+    scores = torch.tensor([[0.8, 0.4, 0.7], [0.1, 0.6, 0.2], [0.5, 0.3, 0.4]], dtype=torch.float64)
+    fits = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 1, 1]], dtype=torch.bool)
+    for temperature in (0.2, 0.1):
+        given = scores.clone()
+        got = answer(given, fits.clone(), temperature)
+        expect_something(got)
+        hints = [(_wrong_sup_con(scores, fits, temperature, name), said) for name, said in _SUP_CON_MISTAKES.items()]
+        case = f"three captions, temperature {temperature}"
+        got = got.detach() if torch.is_tensor(got) else got
+        if not np.isfinite(np.asarray(got)).all():
+            raise WrongAnswer(f"{case}: {float(np.ravel(got)[0])}. After a logit of -inf, -inf · 0 is no number")
+        expect(got, sup_con(scores, fits, temperature), case, hints)
+        if not torch.equal(given, scores):
+            raise WrongAnswer("the caller's `scores` were changed")
+    learned = scores.clone().requires_grad_()
+    loss = answer(learned, fits.clone(), 0.1)
+    if not torch.is_tensor(loss) or not loss.requires_grad:
+        raise WrongAnswer("the value is right, but it is cut off from the scores: return a tensor, without .item()")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Miners, tried on a retriever that trains in a second
+# ---------------------------------------------------------------------------------------------------------------------
+
+MINERS = ("random", "semihard", "hard", "easy")
 MINER_STEPS = 200
-MINER_SEEDS = (0, 1)
-MINER_GOAL = 0.38  # with right ones spared and margin 0.2: 0.41 to 0.43; with none spared: at most 0.35
-
-miner_setting = {"miner": "hard", "margin": 0.2, "spare_right": True}
-
-
-@exercise("07.5", miner_setting)
-def _check_miner(answer):
-    if not isinstance(answer, dict):
-        raise WrongAnswer(f"a dict was expected, {type(answer).__name__} came")
-    for key in answer:
-        if key not in miner_setting:
-            raise WrongAnswer(f"there is no knob {quoted(key)}; the knobs are {', '.join(miner_setting)}")
-    for key in miner_setting:
-        if answer.get(key, ...) is ...:
-            raise WrongAnswer(f"{key!r} is missing; the knobs are {', '.join(miner_setting)}")
-    miner, margin, spare_right = answer["miner"], answer["margin"], answer["spare_right"]
-    if miner not in MINERS:
-        raise WrongAnswer(f"miner={quoted(miner)}: expected one of {', '.join(MINERS)}")
-    if isinstance(margin, bool) or not isinstance(margin, (int, float, np.number)) or not 0 < margin <= 2:
-        raise WrongAnswer(f"margin={quoted(margin)}: expected a number above 0, at most 2")
-    if not isinstance(spare_right, (bool, np.bool_)):
-        raise WrongAnswer(f"spare_right={quoted(spare_right)}: expected True or False")
-    score = float(np.mean([try_miner(miner, float(margin), bool(spare_right), seed) for seed in MINER_SEEDS]))
-    if score < MINER_GOAL:
-        raise WrongAnswer(
-            f"mAP {score:.3f} (mean of {len(MINER_SEEDS)} seeds), and at least {MINER_GOAL} was asked for."
-            f"{_advice(miner, margin, spare_right)}"
-        )
-
-
-def _advice(miner, margin, spare_right):
-    """What about a setting that is not good enough may be the reason: a text."""
-    if miner == "easy":
-        return " The loss of an easy negative is 0, so it has no gradient: nothing was learned"
-    if not spare_right:
-        return " Right molecules of other captions are among those that are pushed away; spare them"
-    if margin < 0.1:
-        return " With so small a margin a lead of a hair's breadth is enough; ask for more"
-    return " Compare with another margin"
 
 
 @functools.lru_cache(maxsize=64)
@@ -124,70 +173,70 @@ def _columns(part, n):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 07.9: differences in pairs
+# 07.9: which two arms does a claim compare?
 # ---------------------------------------------------------------------------------------------------------------------
 
-VERDICTS = ("helps", "harms", "not resolved")
-T_OF_FIVE = 2.776  # t distribution, 4 degrees of freedom: 95 % lie within so many standard errors
+# What is changed in each arm, against "before". Two arms answer a question if they differ in nothing else.
+ARMS = {
+    "before": {},
+    "longer": {"steps": "twice as many"},
+    "longest": {"steps": "five times as many"},
+    "repeat": {"the group told of": "more often", "the group seen": "more often"},
+    "named": {"the group told of": "more often", "sentences": "new"},
+    "again": {"the group told of": "more often", "the group seen": "more often", "sentences": "new"},
+}
+ARMS["mutated"] = ARMS["again"] | {"molecules": "new, mutated"}
+ARMS["generated"] = ARMS["again"] | {"molecules": "new, generated"}
 
-
-def verdict(one, other):
-    """Mean difference of two arms in pairs by seed, half the width of its 95 % interval, and what may be said.
-
-    Args: one, other: five values each, the same seeds in the same order.
-    """
-    difference = np.asarray(one) - np.asarray(other)
-    mean = float(difference.mean())
-    half = float(T_OF_FIVE * difference.std(ddof=1) / np.sqrt(len(difference)))
-    if mean - half > 0:
-        return mean, half, "helps"
-    if mean + half < 0:
-        return mean, half, "harms"
-    return mean, half, "not resolved"
-
-
-VERDICT_CASES = {
-    "the five pairs on paper": ([0.9, 0.8, 0.9, 0.8, 0.9], [0.4, 0.5, 0.5, 0.5, 0.4]),
-    "seeds that differ more than the arms": ([0.31, 0.52, 0.71, 0.93, 0.12], [0.28, 0.50, 0.69, 0.90, 0.10]),
-    "a difference that its interval does not clear of 0": (
-        [0.92, 0.95, 0.90, 0.91, 0.94],
-        [0.90, 0.94, 0.92, 0.93, 0.91],
-    ),
-    "an arm that loses": ([0.70, 0.72, 0.69, 0.74, 0.71], [0.80, 0.79, 0.81, 0.80, 0.82]),
+# Claims of exercise 07.9, each "the first arm is better than the second", and the two arms that differ in that alone;
+# None where there are no such two.
+claims = {
+    "A": ("again", "repeat"),
+    "B": ("again", "named"),
+    "C": ("generated", "again"),
+    "D": ("generated", "mutated"),
+    "E": ("longest", "before"),
+    "F": None,
+}
+_CLAIM_QUESTIONS = {
+    "A": "the sentences alone: both arms tell of the group and show it equally often",
+    "B": "how often the molecules are seen: both arms tell of the group equally often, and in new sentences",
+    "C": "whether the added molecules are new: both arms add as many, with new sentences",
+    "D": "where the new molecules come from: both arms add as many new ones",
+    "E": "the length of the training alone, on the same pairs",
+    "F": "being told alone, in old sentences",
 }
 
 
-def _wrong_widths(one, other):
-    """Half widths that come of the mistakes that students make: a list of (value, what went wrong)."""
-    one, other = np.asarray(one), np.asarray(other)
-    difference, root = one - other, np.sqrt(len(one))
-    apart = np.sqrt(one.var(ddof=1) + other.var(ddof=1)) / root
-    return [
-        (T_OF_FIVE * difference.std(ddof=1), "this is 2.776 standard *deviations*; an interval of the mean takes "
-         "standard *errors*: divide by the root of the number of pairs"),
-        (T_OF_FIVE * difference.std() / root, "the standard deviation divides by n here; with `ddof=1` it divides by "
-         "n − 1, because the mean was taken from the same values"),
-        (1.96 * difference.std(ddof=1) / root, "1.96 belongs to many values; for five take 2.776"),
-        (difference.std(ddof=1) / root, "this is one standard error; multiply it by 2.776"),
-        (T_OF_FIVE * apart, "the two arms were treated as if they had nothing in common; take the difference of each "
-         "pair first, then its standard deviation"),
-        (T_OF_FIVE * difference.var(ddof=1) / root, "this is a variance; take the standard deviation"),
-        (2 * T_OF_FIVE * difference.std(ddof=1) / root, "this is the whole width; return half of it"),
-    ]  # fmt: skip
+def differences(one, other):
+    """In what two arms differ, in words: a list."""
+    names = [*dict.fromkeys([*ARMS[one], *ARMS[other]])]
+    return [name for name in names if ARMS[one].get(name) != ARMS[other].get(name)]
 
 
-@exercise("07.9", verdict)
-def _check_verdict(answer):
-    for case, (one, other) in VERDICT_CASES.items():
-        got = answer(np.array(one), np.array(other))
-        expect_something(got)
-        if not isinstance(got, (tuple, list)) or len(got) != 3:
-            raise WrongAnswer("return three things: the mean difference, half the width, and one of the three words")
-        mean, half, said = verdict(one, other)
-        expect(got[0], mean, f"{case}, mean difference", [(-mean, "the sign: it is the first arm minus the second")])
-        expect(got[1], half, f"{case}, half the width", _wrong_widths(one, other))
-        if got[2] not in VERDICTS:
-            raise WrongAnswer(f"{case}: {quoted(got[2])} is none of {', '.join(VERDICTS)}")
-        if got[2] != said:
-            low, high = mean - half, mean + half
-            raise WrongAnswer(f"{case}: the interval runs from {low:.3f} to {high:.3f}, so {got[2]!r} cannot be said")
+@exercise("07.9", claims)
+def _check_claims(answer):
+    if not isinstance(answer, dict):
+        raise WrongAnswer(f"a dict was expected, {type(answer).__name__} came")
+    for letter, right in claims.items():
+        if letter not in answer or answer[letter] is ...:
+            raise WrongAnswer(f"{letter!r} is missing; write two arms, or None, for each of {', '.join(claims)}")
+        pair = answer[letter]
+        if pair != right and not (letter == "E" and pair == ("longer", "before")):
+            raise WrongAnswer(f"{letter}: {_wrong_pair(letter, pair, right)}")
+
+
+def _wrong_pair(letter, pair, right):
+    """What is wrong with the two arms given for a claim: a text."""
+    about = f"The claim is about {_CLAIM_QUESTIONS[letter]}"
+    if pair is None:
+        return f"there are two arms that differ in this alone. {about}"
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return 'two arms in brackets were expected, such as ("again", "before"), or None'
+    for arm in pair:
+        if arm not in ARMS:
+            return f"{quoted(arm)} is none of the arms {', '.join(ARMS)}"
+    if pair[::-1] == right or (letter == "E" and pair == ("before", "longer")):
+        return "the right two, in the wrong order: the arm that should be better comes first"
+    found = differences(*pair)
+    return f"{pair[0]} and {pair[1]} {'differ in ' + ' and '.join(found) if found else 'are the same arm'}. {about}"
