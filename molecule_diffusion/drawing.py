@@ -41,10 +41,13 @@ def show_bundle(live, png, alt, caption=None):
         display(Markdown(f"*{caption}*"))
 
 
-def draw_arrow(axes, start, end, **look):
-    """An arrow between two points (x, y) of a matplotlib drawing; `look` changes its style."""
+def draw_arrow(axes, start, end, zorder=3, **look):
+    """An arrow between two points (x, y) of a matplotlib drawing; `look` changes its style.
+
+    With zorder=0 it lies under all boxes.
+    """
     style = dict(arrowstyle="-|>", color="#777777", shrinkA=0, shrinkB=0, lw=1.5) | look
-    axes.annotate("", end, start, arrowprops=style)
+    axes.annotate("", end, start, arrowprops=style, zorder=zorder)
 
 
 def figure_png(fig):

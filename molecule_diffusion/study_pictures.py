@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from molecule_diffusion.drawing import COLOURS, show_figure
+from molecule_diffusion.drawing import COLOURS, draw_arrow, show_figure
 
 FRAME_STYLES = ("--", ":", "-.")
 
@@ -79,7 +79,8 @@ def show_two_stages():
             box = dict(boxstyle="round,pad=0.35", fc=colour, ec="#444444")
             axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
             if k > 0:
-                axes.annotate("", (x - 0.58, y), (x - 1.02, y), arrowprops=dict(arrowstyle="->", color="#444444"))
+                look = dict(arrowstyle="->", color="#444444", shrinkA=2, shrinkB=2, lw=1)
+                draw_arrow(axes, (x - 1.02, y), (x - 0.58, y), **look)
     alt = (
         "Three rows of boxes. Stage 1: graph, encoder, latent z, decoder, graph; encoder and decoder are trained. "
         "Stage 2: graph, frozen encoder, latent z, noise added, denoiser, which is trained. Drawing: noise, denoiser "

@@ -3,9 +3,10 @@
 import numpy as np
 
 from molecule_diffusion.checks import quoted
-from molecule_diffusion.drawing import COLOURS, show_figure
+from molecule_diffusion.drawing import COLOURS, draw_arrow, show_figure
 
 _LEARNED, _GIVEN, _LATENT = COLOURS["yellow"], "#DDDDDD", COLOURS["sky"]
+_UNDER = dict(shrinkA=2, shrinkB=2, zorder=0)  # an arrow ends two points before its boxes, or runs under them
 
 # Each network as rows of boxes, read from left to right: (text, colour).
 NETWORKS = {
@@ -82,11 +83,9 @@ def show_network(name):
             box = dict(boxstyle="round,pad=0.4", fc=colour, ec="#444444")
             axes.text(2.1 * column, -1.1 * row, text, ha="center", va="center", fontsize=9, bbox=box)
             if row == 0 and column > 0:
-                style = dict(arrowstyle="-|>", color="#777777", lw=1.5)
-                axes.annotate("", (2.1 * column - 0.8, 0), (2.1 * column - 1.3, 0), arrowprops=style, zorder=0)
+                draw_arrow(axes, (2.1 * column - 1.3, 0), (2.1 * column - 0.8, 0), **_UNDER)
             if row > 0:
-                style = dict(arrowstyle="-", color="#777777", lw=1.2, ls=":")
-                axes.annotate("", (2.1 * column, -0.3), (2.1 * column, -0.75), arrowprops=style, zorder=0)
+                draw_arrow(axes, (2.1 * column, -0.75), (2.1 * column, -0.3), arrowstyle="-", lw=1.2, ls=":", **_UNDER)
     axes.set(xlim=(-1.1, 11.6), ylim=(0.4 - 1.1 * len(rows), 0.6))
     axes.axis("off")
     told = "; ".join(" → ".join(text.replace("\n", " ") for text, _ in boxes if text) for boxes in rows)
