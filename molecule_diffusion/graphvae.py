@@ -12,6 +12,7 @@ from molecule_diffusion.chemistry import (
     BOND_TYPES,
     MAX_ATOMS,
     NO_ATOM,
+    PAIRS,
     matrix_from_pairs,
     pairs_from_matrix,
 )
@@ -20,7 +21,6 @@ from molecule_diffusion.models import kl_divergence, reparameterise
 
 ELEMENTS = len(ATOM_TYPES) - 1
 KINDS = len(BOND_TYPES) - 1
-PAIR_COUNT = MAX_ATOMS * (MAX_ATOMS - 1) // 2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The encoder
@@ -138,9 +138,9 @@ class GraphVAE(ModelMixin, ConfigMixin):
             layers += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.ReLU()]
         self.decoder = nn.Sequential(*layers)
         self.exists_head = nn.Linear(sizes[-1], MAX_ATOMS)
-        self.bonded_head = nn.Linear(sizes[-1], PAIR_COUNT)
+        self.bonded_head = nn.Linear(sizes[-1], len(PAIRS[0]))
         self.element_head = nn.Linear(sizes[-1], MAX_ATOMS * ELEMENTS)
-        self.kind_head = nn.Linear(sizes[-1], PAIR_COUNT * KINDS)
+        self.kind_head = nn.Linear(sizes[-1], len(PAIRS[0]) * KINDS)
 
     def encode(self, atoms, bonds):
         """q(z | graph) = N(mean, exp(logvar)). Shapes: (B, 9), (B, 9, 9) -> mean, logvar, each (B, latent_dim)."""
@@ -152,7 +152,7 @@ class GraphVAE(ModelMixin, ConfigMixin):
         kinds (B, 36, 3); those of bonds for the pairs i < j, so that both directions are equal."""
         h = self.decoder(z)
         elements = self.element_head(h).view(-1, MAX_ATOMS, ELEMENTS)
-        kinds = self.kind_head(h).view(-1, PAIR_COUNT, KINDS)
+        kinds = self.kind_head(h).view(-1, len(PAIRS[0]), KINDS)
         return self.exists_head(h), self.bonded_head(h), elements, kinds
 
     @staticmethod

@@ -6,14 +6,14 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from molecule_diffusion.chemistry import ATOM_TYPES, BOND_TYPES, MAX_ATOMS, NO_ATOM
+from molecule_diffusion.chemistry import ATOM_TYPES, BOND_TYPES, MAX_ATOMS, NO_ATOM, PAIRS
 from molecule_diffusion.conditions import CONDITION_TARGETS
 from molecule_diffusion.graph_denoisers import GraphLayer, at, pair_numbers
 
 VALENCES = (4, 3, 2, 1, 0)  # of ATOM_TYPES: what is not used by bonds between heavy atoms holds hydrogens
 FARTHEST = 8  # bonds: the longest way between two of nine atoms
 RING_SIZES = range(3, MAX_ATOMS + 1)
-PAIRS = 36  # the first 36 of `pair_numbers` are the pairs i < j
+BONDS = len(PAIRS[0])  # the first 36 of `pair_numbers` are the pairs i < j
 
 
 class PropertyOracle(ModelMixin, ConfigMixin):
@@ -62,13 +62,13 @@ class PropertyOracle(ModelMixin, ConfigMixin):
         of_atoms, of_pairs = of_atoms.to(self.dtype), of_pairs.to(self.dtype)
         exists = 1 - of_atoms[..., NO_ATOM]
         row, column, _ = pair_numbers(exists.device)
-        both = (exists[:, row] * exists[:, column])[:, :PAIRS]
+        both = (exists[:, row] * exists[:, column])[:, :BONDS]
         h, e = self.embed_nodes(of_atoms), self.embed_edges(of_pairs)
         for block in self.blocks:
             h, e = block(h, e)
         h = self.norm_nodes(h) * exists[..., None]
-        e = self.norm_edges(e[:, :PAIRS]) * both[..., None]
-        pooled = [h.sum(1) / MAX_ATOMS, h.amax(1), e.sum(1) / PAIRS, e.amax(1)]
+        e = self.norm_edges(e[:, :BONDS]) * both[..., None]
+        pooled = [h.sum(1) / MAX_ATOMS, h.amax(1), e.sum(1) / BONDS, e.amax(1)]
         return self.out(torch.cat(pooled, -1))
 
 
@@ -109,13 +109,13 @@ def ring_sizes(bonds):
     Shapes: (B, 9, 9) -> (B, 36).
     """
     row, column, _ = pair_numbers(bonds.device)
-    row, column, pair = row[:PAIRS], column[:PAIRS], torch.arange(PAIRS, device=bonds.device)
+    row, column, pair = row[:BONDS], column[:BONDS], torch.arange(BONDS, device=bonds.device)
     joined = (bonds > 0).float()
-    without = joined[:, None].repeat(1, PAIRS, 1, 1)
+    without = joined[:, None].repeat(1, BONDS, 1, 1)
     without[:, pair, row, column] = 0
     without[:, pair, column, row] = 0
     reached = F.one_hot(row, MAX_ATOMS).float().expand(len(bonds), -1, -1)
-    sizes = torch.zeros(len(bonds), PAIRS, dtype=torch.long, device=bonds.device)
+    sizes = torch.zeros(len(bonds), BONDS, dtype=torch.long, device=bonds.device)
     for length in range(1, MAX_ATOMS):
         reached = (reached[:, :, None] @ without)[:, :, 0].clamp(max=1)
         arrived = (reached[:, pair, column] > 0) & (sizes == 0)
