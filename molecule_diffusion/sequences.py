@@ -24,7 +24,7 @@ from molecule_diffusion.files import MADE, TRAINING, atomic, read_json, sha256, 
 from molecule_diffusion.models import LatentDenoiser, SequenceVAE
 from molecule_diffusion.pipelines import DiffusionPriorPipeline
 from molecule_diffusion.schedules import NOISE_SCHEDULE, SAMPLER, PowerSpacedDPMSolver
-from molecule_diffusion.training import diffusion_loss, fit, prior_loss
+from molecule_diffusion.training import KL_WEIGHT, diffusion_loss, fit, prior_loss, vae_loss
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The pipeline
@@ -196,7 +196,6 @@ def judge_for(classes, table):
 
 TESTED = 0.1  # share of the sequences that is kept for the test, at most TEST_SIZE
 TEST_SIZE = 2000
-KL_WEIGHT = 0.1
 FULL_SIZE = 20_000  # sequences from which on the full number of steps is trained
 SETTINGS = {
     "vae": dict(
@@ -293,7 +292,7 @@ class SequenceRun:
         settings = settings_for("vae", len(classes), self.scale)
         torch.manual_seed(self.seed)
         network = SequenceVAE(length, width, rows=max(1, round(length / TOKENS)), **settings["model"])
-        loss = functools.partial(_vae_loss, kl_weight=KL_WEIGHT)
+        loss = functools.partial(vae_loss, kl_weight=KL_WEIGHT)
         return self._trained("vae", network, loss, [torch.from_numpy(classes)], settings)
 
     def latent_diffusion(self, vae):
@@ -337,7 +336,3 @@ class SequenceRun:
                 network.cpu().save_pretrained(part, safe_serialization=True)
             state.unlink(missing_ok=True)
         return type(network).from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
-
-
-def _vae_loss(model, classes, kl_weight):
-    return model(classes, kl_weight)

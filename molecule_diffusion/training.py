@@ -371,9 +371,9 @@ def _below(prefix, tensors):
 KL_WEIGHT = 0.1  # of the shipped TokenVAE
 
 
-def vae_loss(model, atoms, bonds, kl_weight=KL_WEIGHT):
-    """The TokenVAE's loss (see `TokenVAE.loss`), by default with the shipped KL weight."""
-    return model(atoms, bonds, kl_weight)
+def vae_loss(model, *data, kl_weight=KL_WEIGHT):
+    """A VAE's own loss on what it reads (see `TokenVAE.loss`), by default with the shipped TokenVAE's KL weight."""
+    return model(*data, kl_weight)
 
 
 def diffusion_loss(model, z, *condition, self_conditioned=False):
